@@ -1,0 +1,91 @@
+# Every target is a line or two; `make help` lists them. PYTHON may name any Python from 3.11 on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+MANIFEST ?= crds/examples/smollm2.yaml
+PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
+QUESTION ?= What is the capital of France?
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-cluster cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up until Ctrl-C
+	@exec $(BIN)/lmd serve $(MANIFEST) --port $(PORT) --ask "$(QUESTION)" --end-with-parent
+
+test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest -m model
+	$(BIN)/pytest -m cluster
+
+test-cluster: $(VENV)/.dev ## Run the tests that need a control plane
+	$(BIN)/pytest -m cluster
+
+cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
+	@$(PLANE) up
+
+cluster-down: $(VENV)/.dev ## End it and remove everything of it
+	@$(PLANE) down
+
+check: $(VENV)/.dev fmt-check lint types imports check-generated test-fast ## Format, lint, types, import contracts, generated files, fast tests
+
+test-fast: $(VENV)/.dev
+	$(BIN)/pytest -n 2 -m "not model and not cluster"
+
+fmt: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+fmt-check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+generate: $(VENV)/.dev ## Write what is generated: the CRD and the golden files
+	$(BIN)/python -m lmd_operator.api.crd > crds/largemodel.dev_largemodeldeployments.yaml
+	UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/golden
+
+check-generated: $(VENV)/.dev ## Fail when a generated file is not what `generate` would write
+	@$(BIN)/python -m lmd_operator.api.crd | diff -u crds/largemodel.dev_largemodeldeployments.yaml - \
+		|| { echo "run make generate"; exit 1; }
+
+# One environment, pinned and hash-checked: the installer by pip, the rest by the installer.
+$(VENV)/.bootstrap: requirements/bootstrap.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	touch $@
+
+INSTALL = DS_BUILD_OPS=0 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-build-isolation
+
+$(VENV)/.serve: $(VENV)/.bootstrap requirements/serve.txt pyproject.toml
+	@echo "installing the pinned requirements into $(VENV) (about 5 GB, most of it PyTorch)"
+	$(INSTALL) --require-hashes -r requirements/serve.txt
+	$(INSTALL) --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	touch $@
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+lock: $(VENV)/.bootstrap ## Pin the requirements anew; UPGRADE=--upgrade takes newer versions
+	$(COMPILE) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(COMPILE) $(UPGRADE) pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --all-extras -c requirements/dev.txt -o requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra operator -c requirements/dev.txt -o images/operator/requirements.txt
+	$(COMPILE) pyproject.toml --extra worker --extra engine -c requirements/dev.txt -o images/worker/requirements.txt
+
+clean: ## Remove the environment and everything that tools leave behind
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
