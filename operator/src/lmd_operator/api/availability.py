@@ -1,0 +1,66 @@
+"""Fields of the API whose behaviour does not exist yet. Each is refused in words; nothing is silently ignored.
+
+The list shrinks as features land; when a feature lands, its line goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lmd_operator.api.v1alpha1 import Spec
+from lmd_operator.errors import Problem
+
+_WEIGHTS = "put the model on a PersistentVolumeClaim and use source.persistentVolumeClaim"
+_STRATEGIES = "choose DeepSpeed, None or Auto"
+
+
+def _later(what: str, instead: str) -> str:
+    return f"{what} not available in this version: {instead}"
+
+
+_NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
+    ("spec.model.source.huggingFace", lambda s: s.model.source.hugging_face is not None, _later("is", _WEIGHTS)),
+    ("spec.model.source.s3", lambda s: s.model.source.s3 is not None, _later("is", _WEIGHTS)),
+    ("spec.model.source.image", lambda s: s.model.source.image is not None, _later("is", _WEIGHTS)),
+    ("spec.model.cache", lambda s: s.model.cache is not None, _later("is", "remove it; a claim source is shared by all replicas as it is")),
+    ("spec.model.verify", lambda s: s.model.verify is not None, _later("is", "remove it and check the digests where you fill the claim")),
+    (
+        "spec.parallelism.strategy",
+        lambda s: s.parallelism.strategy not in ("Auto", "DeepSpeed", "None"),
+        _later("names an engine that is", _STRATEGIES),
+    ),
+    ("spec.parallelism.tensor", lambda s: s.parallelism.tensor == "Auto", _later("Auto is", "write the degree as a number")),
+    (
+        "spec.parallelism.pipeline",
+        lambda s: s.parallelism.strategy == "Auto" and s.parallelism.pipeline > 1,
+        _later("above 1 is", "set it to 1 and use parallelism.tensor"),
+    ),
+    (
+        "spec.parallelism.expert",
+        lambda s: s.parallelism.strategy == "Auto" and s.parallelism.expert > 1,
+        _later("above 1 is", "set it to 1"),
+    ),
+    ("spec.engine.scheduler", lambda s: s.engine.scheduler == "Continuous", _later("Continuous is", "use Static")),
+    (
+        "spec.engine.deepspeed.replaceWithKernelInject",
+        lambda s: s.engine.deepspeed.replace_with_kernel_inject,
+        "cannot work: DeepSpeed 0.19 injects kernels only into models of transformers 4.43 and older, and this worker has 5.23. Remove it",
+    ),
+    (
+        "spec.engine.deepspeed.enableCudaGraph",
+        lambda s: s.engine.deepspeed.enable_cuda_graph,
+        "cannot work: DeepSpeed's graphs freeze shapes, refuse more than one rank and cannot grow a key-value cache. Remove it",
+    ),
+    ("spec.handler", lambda s: s.handler is not None, _later("is", "remove it; the worker's own handler serves the model")),
+    ("spec.autoscaling", lambda s: s.autoscaling is not None, _later("is", "remove it and set spec.replicas")),
+    (
+        "spec.endpoint.apiKeysSecretRef",
+        lambda s: s.endpoint.api_keys_secret_ref is not None,
+        _later("is", "remove it and check keys in the gateway in front of the Service"),
+    ),
+)
+
+
+def unavailable(spec: Spec) -> list[Problem]:
+    """Return one problem per field that is set and not built."""
+    return [Problem(path, message) for path, is_asked, message in _NOT_BUILT if is_asked(spec)]

@@ -1,0 +1,154 @@
+"""`spec.parallelism`, `spec.engine`, `spec.accelerator`, `spec.handler`: how the model is cut and run."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from lmd_operator.api.base import ApiModel, Rule
+from lmd_operator.api.text import DegreeOrAuto, DnsName, Quantity, SecretKey
+
+Strategy = Literal["Auto", "DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "ZeroInference", "None"]
+DataType = Literal["bfloat16", "float16", "float32"]
+
+
+def _one_process(self: Parallelism) -> bool:
+    return self.strategy not in ("None", "Accelerate") or (self.tensor in (1, "Auto") and self.pipeline == 1 and self.expert == 1)
+
+
+class Parallelism(ApiModel):
+    """How one replica is split over devices. Each degree is written once; everything else derives from it."""
+
+    strategy: Strategy = "Auto"
+    """Which engine cuts the model. `Auto` chooses and says why: one device gives None, more give DeepSpeed. A change rolls the pods."""
+    tensor: DegreeOrAuto = 1
+    """Tensor-parallel degree: devices that share every layer. It sets the GPU request, the ranks and `tp_size`. `Auto` plans it."""
+    pipeline: Annotated[int, Field(ge=1, le=256)] = 1
+    """Pipeline degree: devices among which the layers are dealt out. Default 1: no pipeline."""
+    expert: Annotated[int, Field(ge=1, le=256)] = 1
+    """Expert-parallel degree of a mixture-of-experts model. Default 1: experts are not spread."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="strategy",
+            message="runs one process: set tensor, pipeline and expert to 1, or choose another strategy",
+            cel="!(self.strategy in ['None', 'Accelerate']) "
+            "|| ((self.tensor == 1 || self.tensor == 'Auto') && self.pipeline == 1 && self.expert == 1)",
+            holds=_one_process,
+        ),
+        Rule(
+            field="pipeline",
+            message="is above 1, which needs strategy Pipeline, PipelineTensor or Auto",
+            cel="self.pipeline == 1 || self.strategy in ['Pipeline', 'PipelineTensor', 'Auto', 'None', 'Accelerate']",
+            holds=lambda self: self.pipeline == 1 or self.strategy in ("Pipeline", "PipelineTensor", "Auto", "None", "Accelerate"),
+        ),
+        Rule(
+            field="expert",
+            message="is above 1, which needs strategy Expert or Auto",
+            cel="self.expert == 1 || self.strategy in ['Expert', 'Auto', 'None', 'Accelerate']",
+            holds=lambda self: self.expert == 1 or self.strategy in ("Expert", "Auto", "None", "Accelerate"),
+        ),
+        Rule(
+            field="tensor",
+            message="is 1, but strategy DeepSpeed cuts the model over several devices: set it to 2 or more, or choose strategy None",
+            cel="self.strategy != 'DeepSpeed' || self.tensor != 1",
+            holds=lambda self: self.strategy != "DeepSpeed" or self.tensor != 1,
+        ),
+        Rule(
+            field="tensor",
+            message="is above 1, but strategy Pipeline does not cut layers: set it to 1, or choose PipelineTensor",
+            cel="self.strategy != 'Pipeline' || self.tensor == 1 || self.tensor == 'Auto'",
+            holds=lambda self: self.strategy != "Pipeline" or self.tensor in (1, "Auto"),
+        ),
+    )
+
+
+class DeepSpeedOptions(ApiModel):
+    """Inference options of DeepSpeed that are the user's to choose; what derives from other fields cannot be set here."""
+
+    tensor_parallel_grain_size: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Granularity, in columns, at which feed-forward layers and the output head are cut (`tensor_parallel.tp_grain_size`)."""
+    keep_module_on_host: bool = False
+    """Leave the shards in host memory (`keep_module_on_host`). Slow; for debugging a model that does not fit."""
+    replace_with_kernel_inject: bool = False
+    """DeepSpeed's fused kernels. Refused: they do not work with transformers 5."""
+    enable_cuda_graph: bool = False
+    """DeepSpeed's CUDA graphs. Refused with more than one rank: they freeze shapes and cannot grow a cache."""
+
+
+class TorchServeOptions(ApiModel):
+    """Limits of the serving frontend."""
+
+    response_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 300
+    """Longest wait between two parts of an answer, in seconds. A rank that is silent for longer is restarted."""
+    startup_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 1800
+    """Longest time from container start to a loaded model, in seconds. Allow for the slowest storage."""
+    job_queue_size: Annotated[int, Field(ge=1, le=100000)] = 100
+    """Requests that may wait in one pod beyond those being decoded; more are refused at once."""
+
+
+class Engine(ApiModel):
+    """How tokens are computed. Any change rolls the pods."""
+
+    dtype: DataType = "bfloat16"
+    """Number format of weights and activations. On CPU: bfloat16 or float32."""
+    scheduler: Literal["Continuous", "Static"] = "Static"
+    """Static decodes a batch to its end before the next. Continuous lets requests join and leave at every token."""
+    context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
+    """Longest prompt plus answer, in tokens. Default: the model's own limit, at most 8192."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Requests decoded together in one replica; more wait in the queue. Each costs cache memory for its context."""
+    deepspeed: DeepSpeedOptions = DeepSpeedOptions()
+    """Options of DeepSpeed."""
+    torch_serve: TorchServeOptions = TorchServeOptions()
+    """Limits of the serving frontend."""
+
+
+class Accelerator(ApiModel):
+    """The devices one replica runs on."""
+
+    type: Literal["Nvidia", "CPU"] = "Nvidia"
+    """Nvidia requests GPUs, one a rank. CPU runs every rank on the host's cores, for small models and for trying things out."""
+    resource_name: Annotated[str, StringConstraints(max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = "nvidia.com/gpu"
+    """Extended resource that stands for one whole GPU. Ignored on CPU."""
+    memory: Quantity | None = None
+    """Memory of one device, for the planner. Default: unknown."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="memory",
+            message="describes a GPU; remove it for type CPU and set template.resources.limits.memory instead",
+            cel="self.type != 'CPU' || !has(self.memory)",
+            holds=lambda self: self.type != "CPU" or self.memory is None,
+        ),
+    )
+
+
+class ConfigMapKeyReference(ApiModel):
+    """One key of a ConfigMap in the object's namespace."""
+
+    name: DnsName
+    """Name of the ConfigMap."""
+    key: SecretKey = "handler.py"
+    """Key that holds the Python source."""
+
+
+class CustomHandler(ApiModel):
+    """A TorchServe handler of the user's own instead of ours. Exactly one is set."""
+
+    config_map_ref: ConfigMapKeyReference | None = None
+    """Source in a ConfigMap."""
+    module: Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$")] | None = None
+    """Python module of the worker image, optionally with a function: `package.module:function`."""
+    archive: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    """A `.mar` file or model directory on the model's volume, relative to its root."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="",
+            message="must set exactly one of configMapRef, module, archive",
+            cel="[has(self.configMapRef), has(self.module), has(self.archive)].filter(given, given).size() == 1",
+            holds=lambda self: sum(value is not None for _, value in self) == 1,
+        ),
+    )

@@ -1,0 +1,96 @@
+"""What no schema can say: values that contradict what the operator itself writes."""
+
+from __future__ import annotations
+
+from lmd_operator.api.v1alpha1 import Spec
+from lmd_operator.errors import Problem
+from lmd_operator.names import LABEL_DOMAINS, RESERVED_ENV, RESERVED_ENV_PREFIXES
+
+_SUFFIXES = {
+    "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
+}  # fmt: skip
+SHARED_MEMORY_MINIMUM_BYTES = 64 * 2**20
+"""What a container gets without asking, in bytes; NCCL fails below it."""
+
+
+def quantity(text: str) -> float:
+    """Return the number a Kubernetes quantity stands for: bytes, cores or a count.
+
+    Source: the suffixes of k8s.io/apimachinery resource.Quantity, without exponents.
+    """
+    number = text.rstrip("mkMGTPEi")
+    return float(number) * _SUFFIXES[text[len(number) :]]
+
+
+def contradictions(spec: Spec) -> list[Problem]:
+    """Return what the template asks for that only the operator may decide."""
+    return [*_resources(spec), *_environment(spec), *_metadata(spec), *_memory(spec)]
+
+
+def _resources(spec: Spec) -> list[Problem]:
+    resource = spec.accelerator.resource_name
+    template = spec.template.resources
+    problems = [
+        Problem(
+            f"spec.template.resources.{kind}['{resource}']",
+            "derives from spec.parallelism: remove it, the operator requests one device per rank",
+        )
+        for kind, amounts in (("limits", template.limits), ("requests", template.requests))
+        if resource in amounts
+    ]
+    problems += [
+        Problem(
+            f"spec.template.resources.requests.{name}",
+            f"is {asked}, above the limit of {template.limits[name]}: lower it or raise the limit",
+        )
+        for name, asked in template.requests.items()
+        if name in template.limits and quantity(asked) > quantity(template.limits[name])
+    ]
+    return problems
+
+
+def _environment(spec: Spec) -> list[Problem]:
+    problems = []
+    seen: set[str] = set()
+    for index, variable in enumerate(spec.template.env):
+        path = f"spec.template.env[{index}].name"
+        if variable.name in RESERVED_ENV:
+            problems.append(Problem(path, f"cannot be set: {RESERVED_ENV[variable.name]}. Remove it"))
+        elif variable.name.startswith(RESERVED_ENV_PREFIXES):
+            problems.append(
+                Problem(
+                    path, "cannot be set: the operator itself sets what starts with " + ", ".join(RESERVED_ENV_PREFIXES) + ". Remove it"
+                )
+            )
+        if variable.name in seen:
+            problems.append(Problem(path, "is given twice: keep one"))
+        seen.add(variable.name)
+    return problems
+
+
+def _metadata(spec: Spec) -> list[Problem]:
+    metadata = spec.template.metadata
+    return [
+        Problem(f"spec.template.metadata.{kind}['{key}']", "belongs to the operator: use a key of your own domain")
+        for kind, entries in (("labels", metadata.labels), ("annotations", metadata.annotations))
+        for key in entries
+        if key.split("/")[0] in LABEL_DOMAINS and "/" in key
+    ]
+
+
+def _memory(spec: Spec) -> list[Problem]:
+    problems = []
+    template = spec.template
+    shared = quantity(template.shared_memory)
+    if shared < SHARED_MEMORY_MINIMUM_BYTES:
+        problems.append(Problem("spec.template.sharedMemory", f"is {template.shared_memory}: ranks need at least 64Mi to exchange tensors"))
+    limit = template.resources.limits.get("memory")
+    if limit and quantity(limit) <= shared:
+        problems.append(
+            Problem(
+                "spec.template.resources.limits.memory",
+                f"is {limit}, which /dev/shm alone ({template.shared_memory}) can fill: raise it, or lower template.sharedMemory",
+            )
+        )
+    return problems

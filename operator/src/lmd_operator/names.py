@@ -1,0 +1,78 @@
+"""Every label, annotation, port, environment variable and path that is written more than once, or read by somebody else."""
+
+from __future__ import annotations
+
+GROUP = "largemodel.dev"
+FIELD_MANAGER = "lmd-operator"
+STATUS_MANAGER = "lmd-operator-status"
+"""Owner of our fields in server-side apply."""
+
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_DEPLOYMENT = f"{GROUP}/deployment"
+"""On every child and pod: the object's name. Selectors use this one alone, and it never changes."""
+LABEL_REVISION = f"{GROUP}/revision"
+"""On pods and ConfigMaps: the content hash of the rendered files."""
+ANNOTATION_RESTART = f"{GROUP}/restart"
+"""On pods: the object's `spec.restart`; a change rolls them."""
+ANNOTATION_APPLIED = f"{GROUP}/applied"
+"""On every child: hash of what was last applied, so that a restarted operator knows without writing."""
+LABEL_DOMAINS = (GROUP, "app.kubernetes.io")
+"""Domains whose keys users cannot set in the pod template."""
+
+CONTAINER = "worker"
+"""The container that runs TorchServe and the ranks."""
+
+PORT_INFERENCE = "http"
+PORT_METRICS = "metrics"
+
+WORKER_COMMAND = "lmd-worker"
+"""Console script of the worker image; its subcommands serve, probe and drain."""
+HANDLER_MODULE = "lmd_worker.handler"
+"""The handler named in MANIFEST.json, a module of the worker image."""
+
+ENV_MODEL_NAME = "LMD_MODEL_NAME"
+ENV_MODEL_STORE = "LMD_MODEL_STORE"
+ENV_CONFIG_DIR = "LMD_CONFIG_DIR"
+ENV_RUN_DIR = "LMD_RUN_DIR"
+ENV_TERMINATION_MESSAGE = "LMD_TERMINATION_MESSAGE_PATH"
+ENV_JAVA_OPTIONS = "LMD_JAVA_OPTIONS"
+ENV_DRAIN_SECONDS = "LMD_DRAIN_SECONDS"
+ENV_DRAIN_LAG_SECONDS = "LMD_DRAIN_LAG_SECONDS"
+ENV_LOCAL_SIZE = "LOCAL_SIZE"
+"""DeepSpeed's CPU collectives read it; torchrun sets LOCAL_WORLD_SIZE instead (facts: deepspeed 0.19.8)."""
+
+_BY_DEVICE_PLUGIN = "the device plugin assigns devices, and TorchServe counts them by itself"
+_BY_TORCHRUN = "torchrun sets it for every rank"
+_BY_OPERATOR = "the operator derives it from the spec"
+_SCRATCH = "it is the pod's scratch folder"
+_FIXED = "the worker's image and its read-only root file system need the operator's value"
+RESERVED_ENV: dict[str, str] = {
+    "CUDA_VISIBLE_DEVICES": _BY_DEVICE_PLUGIN,
+    "NVIDIA_VISIBLE_DEVICES": _BY_DEVICE_PLUGIN,
+    "RANK": _BY_TORCHRUN,
+    "LOCAL_RANK": _BY_TORCHRUN,
+    "WORLD_SIZE": _BY_TORCHRUN,
+    "LOCAL_WORLD_SIZE": _BY_TORCHRUN,
+    "MASTER_ADDR": _BY_TORCHRUN,
+    "MASTER_PORT": _BY_TORCHRUN,
+    "LOCAL_SIZE": _BY_OPERATOR,
+    "OMP_NUM_THREADS": _BY_OPERATOR,
+    "TEMP": _SCRATCH,
+    "TMPDIR": _SCRATCH,
+    "HOME": _SCRATCH,
+    "LOG_LOCATION": _SCRATCH,
+    "METRICS_LOCATION": _SCRATCH,
+    "TORCH_EXTENSIONS_DIR": _SCRATCH,
+    "TORCHINDUCTOR_CACHE_DIR": _SCRATCH,
+    "TRITON_CACHE_DIR": _SCRATCH,
+    "PYTHONDONTWRITEBYTECODE": _FIXED,
+    "TOKENIZERS_PARALLELISM": _FIXED,
+    "PYTHONPATH": "the worker image decides what is importable; build an image of your own and set template.image",
+    "HF_HUB_OFFLINE": "a pod never downloads while it loads; weights come from spec.model.source",
+    "DS_ACCELERATOR": _BY_OPERATOR,
+}
+"""Variables users cannot set in the pod template, and why."""
+RESERVED_ENV_PREFIXES = ("LMD_", "TS_", "TORCHELASTIC_")
