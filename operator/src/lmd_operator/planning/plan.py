@@ -1,0 +1,58 @@
+"""spec -> the parallelism that runs, with its reason. Pure.
+
+One number, the tensor-parallel degree, is settled here; the GPU request, torchrun's ranks, DeepSpeed's `tp_size` and the
+CPU's `LOCAL_SIZE` are all read from the `Plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmd_operator.api.v1alpha1 import Spec
+
+PlannedStrategy = Literal["DeepSpeed", "None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one replica runs.
+
+    `tensor` is the tensor-parallel degree and the number of ranks; `gpus_per_replica` is 0 on CPU.
+    `threads_per_rank` is the size of each rank's OpenMP pool.
+    """
+
+    strategy: PlannedStrategy
+    tensor: int
+    gpus_per_replica: int
+    threads_per_rank: int
+    reason: str
+
+
+def settle(spec: Spec, cpu_cores: float | None = None) -> Plan:
+    """Return the plan for a valid spec.
+
+    `cpu_cores` are the cores a replica may use; None when the template does not say, which gives one thread a rank.
+    The spec must have passed `lmd_operator.api.parse`: a degree of Auto is refused there.
+    """
+    tensor = spec.parallelism.tensor
+    if not isinstance(tensor, int):
+        raise TypeError("spec.parallelism.tensor is not settled; parse the object first")
+    strategy, reason = _strategy(spec.parallelism.strategy, tensor)
+    return Plan(
+        strategy=strategy,
+        tensor=tensor,
+        gpus_per_replica=0 if spec.accelerator.type == "CPU" else tensor,
+        threads_per_rank=max(1, int((cpu_cores or 0) // tensor)),
+        reason=reason,
+    )
+
+
+def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:
+    if asked == "DeepSpeed":
+        return "DeepSpeed", f"asked for: DeepSpeed cuts every layer over {tensor} ranks"
+    if asked == "None":
+        return "None", "asked for: one process holds the whole model"
+    if tensor == 1:
+        return "None", "Auto: the tensor degree is 1, and one process needs no cutting"
+    return "DeepSpeed", f"Auto: the tensor degree is {tensor}, and DeepSpeed cuts every layer over {tensor} ranks of one node"

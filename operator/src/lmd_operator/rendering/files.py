@@ -1,0 +1,183 @@
+"""object + plan -> the four texts a worker reads. Pure; same input, same bytes.
+
+TorchServe never rejects a configuration: wrong types and unknown keys are dropped with a warning or none, and the model
+then runs at another parallelism than asked. So the keys, their order and their types here follow what its frontend
+really parses (torchserve 0.12.0, ModelConfig.java), and tests feed the result to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.names import HANDLER_MODULE
+from lmd_operator.planning.plan import Plan
+from lmd_operator.rendering.layout import POD, Layout
+
+MANIFEST = "MANIFEST.json"
+MODEL_CONFIG = "model-config.yaml"
+DS_CONFIG = "ds-config.json"
+CONFIG_PROPERTIES = "config.properties"
+
+MODEL_FILES: Mapping[str, str] = {MANIFEST: "MAR-INF/MANIFEST.json", MODEL_CONFIG: MODEL_CONFIG, DS_CONFIG: DS_CONFIG}
+"""Files of the model directory: name in the ConfigMap to path in the directory."""
+
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Longest context where the spec names none; the worker lowers it to the model's own limit."""
+MODEL_VERSION = "1.0"
+COLLECTIVE_TIMEOUT_SECONDS = 60
+MAX_REQUEST_BYTES = 8 * 2**20
+REVISION_LENGTH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedFiles:
+    """Texts by file name."""
+
+    texts: Mapping[str, str]
+
+    @property
+    def revision(self) -> str:
+        """Content hash: equal texts have equal revisions, and nothing else does."""
+        canonical = json.dumps(dict(self.texts), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:REVISION_LENGTH]
+
+    @property
+    def model_files(self) -> dict[str, str]:
+        """Path in the model directory by file name, for the files that are there."""
+        return {name: path for name, path in MODEL_FILES.items() if name in self.texts}
+
+
+def render(deployment: LargeModelDeployment, plan: Plan, layout: Layout = POD) -> RenderedFiles:
+    """Return every file the worker of this object reads."""
+    texts = {
+        MANIFEST: _json(_manifest(deployment)),
+        MODEL_CONFIG: _yaml(_model_config(deployment, plan, layout)),
+        CONFIG_PROPERTIES: _properties(deployment, layout),
+    }
+    if plan.strategy == "DeepSpeed":
+        texts[DS_CONFIG] = _json(_ds_config(deployment, plan))
+    return RenderedFiles(dict(sorted(texts.items())))
+
+
+def model_path(deployment: LargeModelDeployment, layout: Layout) -> str:
+    """Return the absolute directory of the weights as the worker sees it."""
+    source = deployment.spec.model.source
+    if source.path is not None:
+        return layout.model_path(source.path.path)
+    if source.persistent_volume_claim is not None:
+        return f"{layout.models}/{source.persistent_volume_claim.path}".rstrip("/")
+    raise TypeError("spec.model.source is not available in this version; parse the object first")
+
+
+def _manifest(deployment: LargeModelDeployment) -> dict[str, Any]:
+    return {
+        "archiverVersion": "0.12.0",
+        "createdOn": "01/01/2025 00:00:00",
+        "model": {
+            "configFile": MODEL_CONFIG,
+            "handler": HANDLER_MODULE,
+            "modelName": deployment.model_name,
+            "modelVersion": MODEL_VERSION,
+        },
+        "runtime": "python",
+    }
+
+
+def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> dict[str, Any]:
+    """Frontend keys first, then the sections the handler reads.
+
+    A dead rank must end the container, so TorchServe never retries a worker; `nproc-per-node` and `parallelLevel` are
+    alternatives, and only the first is ever written.
+    """
+    engine = deployment.spec.engine
+    config: dict[str, Any] = {
+        "minWorkers": 1,
+        "maxWorkers": 1,
+        "batchSize": engine.concurrency,
+        "maxBatchDelay": 1,
+        "responseTimeout": engine.torch_serve.response_timeout_seconds,
+        "startupTimeout": engine.torch_serve.startup_timeout_seconds,
+        "maxRetryTimeoutInSec": 0,
+        "jobQueueSize": engine.torch_serve.job_queue_size,
+        "continuousBatching": True,
+        "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
+    }
+    if plan.tensor > 1:
+        config["parallelType"] = "tp"
+        config["torchrun"] = {
+            "nnodes": 1,
+            "nproc-per-node": plan.tensor,
+            "rdzv-endpoint": "localhost:0",
+            "OMP_NUMBER_THREADS": plan.threads_per_rank,
+        }
+    config["handler"] = _handler(deployment, plan, layout)
+    if plan.strategy == "DeepSpeed":
+        config["deepspeed"] = {"config": DS_CONFIG}
+    return config
+
+
+def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> dict[str, Any]:
+    engine = deployment.spec.engine
+    section: dict[str, Any] = {
+        "model_path": model_path(deployment, layout),
+        "strategy": plan.strategy,
+        "dtype": engine.dtype,
+        "concurrency": engine.concurrency,
+        "trust_remote_code": deployment.spec.model.trust_remote_code,
+        "collective_timeout_seconds": COLLECTIVE_TIMEOUT_SECONDS,
+        "stall_timeout_seconds": engine.torch_serve.response_timeout_seconds,
+    }
+    if engine.context_tokens is not None:
+        section["context_tokens"] = engine.context_tokens
+    return section
+
+
+def _ds_config(deployment: LargeModelDeployment, plan: Plan) -> dict[str, Any]:
+    """Keys of `deepspeed.inference.config.DeepSpeedInferenceConfig` (0.19.8), which forbids any other."""
+    engine = deployment.spec.engine
+    return {
+        "dtype": engine.dtype,
+        "keep_module_on_host": engine.deepspeed.keep_module_on_host,
+        "max_out_tokens": engine.context_tokens or DEFAULT_CONTEXT_TOKENS,
+        "replace_with_kernel_inject": False,
+        "tensor_parallel": {"tp_grain_size": engine.deepspeed.tensor_parallel_grain_size, "tp_size": plan.tensor},
+    }
+
+
+def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
+    """Only loopback for management and gRPC; no model can be registered, by URL or by workflow."""
+    entries: dict[str, object] = {
+        "inference_address": f"http://{layout.host}:{layout.inference_port}",
+        "management_address": f"http://127.0.0.1:{layout.management_port}",
+        "metrics_address": f"http://{layout.host}:{layout.metrics_port}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": layout.grpc_inference_port,
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": layout.grpc_management_port,
+        "load_models": deployment.model_name,
+        "enable_model_api": "false",
+        "allowed_urls": "^$",
+        "disable_token_authorization": "true",
+        "install_py_dep_per_model": "false",
+        "decode_input_request": "false",
+        "disable_system_metrics": "true",
+        "metrics_mode": "prometheus",
+        "max_request_size": MAX_REQUEST_BYTES,
+        "max_response_size": MAX_REQUEST_BYTES,
+    }
+    return "".join(f"{key}={value}\n" for key, value in entries.items())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=False)

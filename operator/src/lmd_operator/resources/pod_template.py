@@ -1,0 +1,180 @@
+"""The pod: one replica = one container = one TorchServe worker = one group of ranks.
+
+Who wins, between what the operator writes and `spec.template`:
+
+| part | winner |
+|---|---|
+| names, selectors, ports, probes, lifecycle, volumes, security, device requests, our environment | operator |
+| CPU and memory, `/dev/shm` size, image, scheduling, extra labels, annotations and environment | template |
+"""
+
+from __future__ import annotations
+
+from kubernetes.client.models.v1_capabilities import V1Capabilities
+from kubernetes.client.models.v1_config_map_volume_source import V1ConfigMapVolumeSource
+from kubernetes.client.models.v1_container import V1Container
+from kubernetes.client.models.v1_container_port import V1ContainerPort
+from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
+from kubernetes.client.models.v1_env_var import V1EnvVar
+from kubernetes.client.models.v1_exec_action import V1ExecAction
+from kubernetes.client.models.v1_http_get_action import V1HTTPGetAction
+from kubernetes.client.models.v1_key_to_path import V1KeyToPath
+from kubernetes.client.models.v1_lifecycle import V1Lifecycle
+from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
+from kubernetes.client.models.v1_local_object_reference import V1LocalObjectReference
+from kubernetes.client.models.v1_object_meta import V1ObjectMeta
+from kubernetes.client.models.v1_persistent_volume_claim_volume_source import V1PersistentVolumeClaimVolumeSource
+from kubernetes.client.models.v1_pod_security_context import V1PodSecurityContext
+from kubernetes.client.models.v1_pod_spec import V1PodSpec
+from kubernetes.client.models.v1_pod_template_spec import V1PodTemplateSpec
+from kubernetes.client.models.v1_probe import V1Probe
+from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
+from kubernetes.client.models.v1_seccomp_profile import V1SeccompProfile
+from kubernetes.client.models.v1_security_context import V1SecurityContext
+from kubernetes.client.models.v1_volume import V1Volume
+from kubernetes.client.models.v1_volume_mount import V1VolumeMount
+
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.names import (
+    ANNOTATION_RESTART,
+    CONTAINER,
+    LABEL_REVISION,
+    PORT_INFERENCE,
+    PORT_METRICS,
+    WORKER_COMMAND,
+)
+from lmd_operator.planning.plan import Plan
+from lmd_operator.rendering.files import CONFIG_PROPERTIES, RenderedFiles
+from lmd_operator.rendering.layout import Layout
+from lmd_operator.resources.common import labels
+from lmd_operator.resources.config_map import config_map_name
+from lmd_operator.resources.environment import DRAIN_LAG_SECONDS, environment
+from lmd_operator.settings import Settings
+
+USER_ID = 10001
+STARTUP_PERIOD_SECONDS = 2
+READINESS_PERIOD_SECONDS = 5
+GRACE_MARGIN_SECONDS = 15
+"""What ending the JVM and the ranks may take after the last answer, in seconds; measured 3 to 8."""
+SCRATCH_SIZE = "4Gi"
+
+
+def pod_template(
+    deployment: LargeModelDeployment, plan: Plan, files: RenderedFiles, settings: Settings, layout: Layout
+) -> V1PodTemplateSpec:
+    """Return the template; the table above says who wins."""
+    template = deployment.spec.template
+    restart = {ANNOTATION_RESTART: deployment.spec.restart} if deployment.spec.restart else {}
+    return V1PodTemplateSpec(
+        metadata=V1ObjectMeta(
+            labels={**template.metadata.labels, **labels(deployment), LABEL_REVISION: files.revision},
+            annotations={**template.metadata.annotations, **restart} or None,
+        ),
+        spec=V1PodSpec(
+            automount_service_account_token=False,
+            enable_service_links=False,
+            service_account_name=template.service_account_name or None,
+            priority_class_name=template.priority_class_name or None,
+            runtime_class_name=template.runtime_class_name or None,
+            image_pull_secrets=[V1LocalObjectReference(name=secret.name) for secret in template.image_pull_secrets] or None,
+            node_selector=dict(template.node_selector) or None,
+            affinity=template.affinity,
+            tolerations=list(template.tolerations) or None,
+            topology_spread_constraints=list(template.topology_spread_constraints) or None,
+            termination_grace_period_seconds=_grace_seconds(deployment),
+            security_context=V1PodSecurityContext(
+                run_as_non_root=True,
+                run_as_user=USER_ID,
+                run_as_group=USER_ID,
+                fs_group=USER_ID,
+                fs_group_change_policy="OnRootMismatch",
+                seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
+            ),
+            containers=[_worker(deployment, plan, settings, layout)],
+            volumes=_volumes(deployment, files),
+        ),
+    )
+
+
+def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, layout: Layout) -> V1Container:
+    template = deployment.spec.template
+    devices = {deployment.spec.accelerator.resource_name: str(plan.gpus_per_replica)} if plan.gpus_per_replica else {}
+    requests, limits = {**template.resources.requests, **devices}, {**template.resources.limits, **devices}
+    startup_seconds = deployment.spec.engine.torch_serve.startup_timeout_seconds
+    return V1Container(
+        name=CONTAINER,
+        image=template.image or settings.worker_image,
+        command=[WORKER_COMMAND, "serve"],
+        env=[*environment(deployment, plan, settings, layout), *sorted(template.env, key=_name_of)],
+        ports=[
+            V1ContainerPort(name=PORT_INFERENCE, container_port=layout.inference_port, protocol="TCP"),
+            V1ContainerPort(name=PORT_METRICS, container_port=layout.metrics_port, protocol="TCP"),
+        ],
+        startup_probe=_ready_probe(STARTUP_PERIOD_SECONDS, failures=-(-startup_seconds // STARTUP_PERIOD_SECONDS)),
+        readiness_probe=_ready_probe(READINESS_PERIOD_SECONDS, failures=1),
+        liveness_probe=V1Probe(
+            http_get=V1HTTPGetAction(path="/ping", port=PORT_INFERENCE), period_seconds=2, timeout_seconds=2, failure_threshold=2
+        ),
+        lifecycle=V1Lifecycle(pre_stop=_drain()),
+        resources=V1ResourceRequirements(requests=requests or None, limits=limits or None) if requests or limits else None,
+        security_context=V1SecurityContext(
+            allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=V1Capabilities(drop=["ALL"])
+        ),
+        termination_message_path=layout.termination_message,
+        termination_message_policy="FallbackToLogsOnError",
+        volume_mounts=_mounts(deployment, layout),
+    )
+
+
+def _ready_probe(period_seconds: int, failures: int) -> V1Probe:
+    """Ask the worker itself: TorchServe's `/ping` is 200 before any rank has loaded."""
+    probe = V1Probe(period_seconds=period_seconds, timeout_seconds=5, failure_threshold=failures)
+    probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, "ready"])  # the constructor drops this name (kubernetes 37.0.2)
+    return probe
+
+
+def _drain() -> V1LifecycleHandler:
+    handler = V1LifecycleHandler()
+    handler.var_exec = V1ExecAction(command=[WORKER_COMMAND, "drain"])
+    return handler
+
+
+def _name_of(variable: V1EnvVar) -> str:
+    return variable.name
+
+
+def _grace_seconds(deployment: LargeModelDeployment) -> int:
+    """Endpoints catch up, the longest request ends, the processes end."""
+    return DRAIN_LAG_SECONDS + deployment.spec.engine.torch_serve.response_timeout_seconds + GRACE_MARGIN_SECONDS
+
+
+def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMount]:
+    mounts = [
+        V1VolumeMount(name="model-store", mount_path=f"{layout.store}/{deployment.model_name}", read_only=True),
+        V1VolumeMount(name="config", mount_path=layout.config, read_only=True),
+        V1VolumeMount(name="tmp", mount_path=layout.temp),
+        V1VolumeMount(name="shm", mount_path=layout.shared_memory),
+    ]
+    if deployment.spec.model.source.persistent_volume_claim is not None:
+        mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))
+    return mounts
+
+
+def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1Volume]:
+    """Return the volumes. The ConfigMap volume is the model directory itself: no archive, no copy, no symlink of ours."""
+    name = config_map_name(deployment, files)
+    model_items = [V1KeyToPath(key=key, path=path) for key, path in sorted(files.model_files.items())]
+    volumes = [
+        V1Volume(name="model-store", config_map=V1ConfigMapVolumeSource(name=name, items=model_items)),
+        V1Volume(
+            name="config",
+            config_map=V1ConfigMapVolumeSource(name=name, items=[V1KeyToPath(key=CONFIG_PROPERTIES, path=CONFIG_PROPERTIES)]),
+        ),
+        V1Volume(name="tmp", empty_dir=V1EmptyDirVolumeSource(size_limit=SCRATCH_SIZE)),
+        V1Volume(name="shm", empty_dir=V1EmptyDirVolumeSource(medium="Memory", size_limit=deployment.spec.template.shared_memory)),
+    ]
+    claim = deployment.spec.model.source.persistent_volume_claim
+    if claim is not None:
+        source = V1PersistentVolumeClaimVolumeSource(claim_name=claim.claim_name, read_only=True)
+        volumes.append(V1Volume(name="weights", persistent_volume_claim=source))
+    return volumes

@@ -1,0 +1,254 @@
+"""What the operator renders, read by the worker's own parsers and by DeepSpeed's: neither half imports the other."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lmd_operator import names
+from lmd_operator.api.parse import parse
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.local.container import LocalContainer, materialise
+from lmd_operator.rendering import files
+from lmd_operator.rendering.layout import POD, Layout
+from lmd_operator.resources.desired import Desired, desired, document
+from lmd_operator.settings import Settings as OperatorSettings
+from lmd_worker import environment as worker_environment
+from lmd_worker import mounts
+from lmd_worker import settings as worker_settings
+from lmd_worker.__main__ import COMMANDS
+from lmd_worker.environment import Environment
+from lmd_worker.errors import SettingsError
+from lmd_worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
+MANIFESTS = [*EXAMPLES, *sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))]
+CUT = [path for path in MANIFESTS if path.stem in ("llama-70b", "smollm2", "template-with-everything")]
+
+
+def load(manifest: Path) -> LargeModelDeployment:
+    return parse(yaml.safe_load(manifest.read_text()))
+
+
+def rendered(manifest: Path, layout: Layout = POD) -> Desired:
+    return desired(load(manifest), OperatorSettings(), layout)
+
+
+def pod_variables(built: Desired) -> dict[str, str]:
+    """The environment of the worker container, as the kubelet gives it."""
+    (deployment,) = [content for content in map(document, built.resources) if content["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+
+
+@pytest.fixture
+def materialised(tmp_path: Path) -> Callable[[Path], tuple[Desired, LocalContainer]]:
+    """Write an object's files where its pod mounts them, below a folder of the test."""
+
+    def write(manifest: Path) -> tuple[Desired, LocalContainer]:
+        built = rendered(manifest, Layout(root=str(tmp_path), models=f"{tmp_path}/models", shared_memory=f"{tmp_path}/shm"))
+        return built, materialise(built)
+
+    return write
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: Path, manifest: Path) -> None:
+    owner = load(manifest)
+    built, container = materialised(manifest)
+    environment = Environment.from_variables(container.environment)
+    config = yaml.safe_load((environment.model_directory / mounts.MODEL_CONFIG).read_text())
+    engine = owner.spec.engine
+
+    assert Settings.from_model_config(environment.model_name, environment.model_directory, config) == Settings(
+        model_name=owner.model_name,
+        model_path=Path(files.model_path(owner, Layout(models=f"{tmp_path}/models"))),
+        strategy=built.plan.strategy,
+        dtype=engine.dtype,
+        device="cuda" if built.plan.gpus_per_replica else "cpu",
+        tensor=built.plan.tensor,
+        context_tokens=engine.context_tokens,
+        concurrency=engine.concurrency,
+        trust_remote_code=owner.spec.model.trust_remote_code,
+        collective_timeout_seconds=files.COLLECTIVE_TIMEOUT_SECONDS,
+        stall_timeout_seconds=engine.torch_serve.response_timeout_seconds,
+        deepspeed_config=environment.model_directory / files.DS_CONFIG if built.plan.strategy == "DeepSpeed" else None,
+    )
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_the_worker_reads_the_environment_of_the_pod(manifest: Path) -> None:
+    owner = load(manifest)
+    variables = pod_variables(rendered(manifest))
+    assert Environment.from_variables(variables) == Environment(
+        model_name=owner.model_name,
+        model_store=Path("/store"),
+        config_directory=Path("/etc/lmd"),
+        run_directory=Path("/tmp/lmd"),
+        temporary_directory=Path("/tmp"),
+        log_location=Path("/tmp/logs"),
+        metrics_location=Path("/tmp/logs"),
+        java_options="-Xmx512m -XX:+ExitOnOutOfMemoryError",
+        termination_message_path=Path("/dev/termination-log"),
+    )
+    limit = owner.spec.engine.torch_serve.response_timeout_seconds
+    assert worker_environment.seconds(variables, worker_environment.DRAIN_SECONDS, -1) == limit
+    assert worker_environment.seconds(variables, worker_environment.DRAIN_LAG_SECONDS, -1) == 3
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_the_worker_finds_nothing_wrong_with_what_is_mounted(materialised, manifest: Path) -> None:
+    _, container = materialised(manifest)
+    variables = {"PATH": os.environ["PATH"], **container.environment}
+    assert mounts.problems(Environment.from_variables(variables), variables) == []
+
+
+def _without_local_size(directory: Path, variables: dict[str, str]) -> None:
+    del variables["LOCAL_SIZE"]
+
+
+def _another_degree(directory: Path, variables: dict[str, str]) -> None:
+    file = directory / files.DS_CONFIG
+    file.write_text(file.read_text().replace('"tp_size": 3', '"tp_size": 2'))
+
+
+def _another_name(directory: Path, variables: dict[str, str]) -> None:
+    file = directory / mounts.MANIFEST
+    file.write_text(file.read_text().replace("smollm2", "other"))
+
+
+def _retrying(directory: Path, variables: dict[str, str]) -> None:
+    file = directory / mounts.MODEL_CONFIG
+    file.write_text(file.read_text().replace("maxRetryTimeoutInSec: 0", "maxRetryTimeoutInSec: 300"))
+
+
+@pytest.mark.parametrize("spoil", [_without_local_size, _another_degree, _another_name, _retrying])
+def test_the_worker_finds_what_is_wrong(materialised, spoil: Callable[[Path, dict[str, str]], None]) -> None:
+    _, container = materialised(ROOT / "crds" / "examples" / "smollm2.yaml")
+    variables = {"PATH": os.environ["PATH"], **container.environment}
+    environment = Environment.from_variables(variables)
+    spoil(environment.model_directory, variables)
+    assert len(mounts.problems(environment, variables)) == 1
+
+
+@pytest.mark.parametrize("key", ["handler", "torchrun"])
+def test_the_worker_refuses_a_section_that_the_operator_never_writes(materialised, key: str) -> None:
+    _, container = materialised(ROOT / "crds" / "examples" / "smollm2.yaml")
+    environment = Environment.from_variables(container.environment)
+    config = yaml.safe_load((environment.model_directory / mounts.MODEL_CONFIG).read_text())
+    config[key] |= {"nproc-per-node": 5}
+    with pytest.raises(SettingsError):
+        Settings.from_model_config(environment.model_name, environment.model_directory, config)
+
+
+VARIABLES = {
+    names.ENV_MODEL_NAME: worker_environment.MODEL_NAME,
+    names.ENV_MODEL_STORE: worker_environment.MODEL_STORE,
+    names.ENV_CONFIG_DIR: worker_environment.CONFIG_DIRECTORY,
+    names.ENV_RUN_DIR: worker_environment.RUN_DIRECTORY,
+    names.ENV_TERMINATION_MESSAGE: worker_environment.TERMINATION_MESSAGE_PATH,
+    names.ENV_JAVA_OPTIONS: worker_environment.JAVA_OPTIONS,
+    names.ENV_DRAIN_SECONDS: worker_environment.DRAIN_SECONDS,
+    names.ENV_DRAIN_LAG_SECONDS: worker_environment.DRAIN_LAG_SECONDS,
+    "TEMP": worker_environment.TEMPORARY_DIRECTORY,
+    "LOG_LOCATION": worker_environment.LOG_LOCATION,
+    "METRICS_LOCATION": worker_environment.METRICS_LOCATION,
+}
+
+
+@pytest.mark.parametrize(("operator", "worker"), VARIABLES.items(), ids=VARIABLES)
+def test_both_halves_call_a_variable_the_same(operator: str, worker: str) -> None:
+    assert operator == worker
+
+
+def test_every_variable_the_worker_reads_is_rendered() -> None:
+    """A variable that only one half knows has a default in the pod that nobody chose."""
+    read = {value for name, value in vars(worker_environment).items() if name.isupper() and isinstance(value, str)}
+    read |= {worker_settings.RUN_DIRECTORY_ENV, worker_settings.TERMINATION_MESSAGE_ENV}
+    assert read == set(VARIABLES.values())
+    variables = pod_variables(rendered(EXAMPLES[0]))
+    assert read <= variables.keys()
+    assert {name for name in variables if name.startswith("LMD_")} <= read
+
+
+def test_file_names_agree() -> None:
+    assert files.MODEL_FILES[files.MODEL_CONFIG] == mounts.MODEL_CONFIG
+    assert files.MODEL_FILES[files.MANIFEST] == mounts.MANIFEST
+    environment = Environment.from_variables(pod_variables(rendered(EXAMPLES[0])))
+    assert environment.server_config == Path(POD.config) / files.CONFIG_PROPERTIES
+
+
+def test_the_handler_is_a_module_with_one_class() -> None:
+    """TorchServe takes the one class that the module itself defines."""
+    assert names.HANDLER_MODULE == mounts.HANDLER
+    module = importlib.import_module(names.HANDLER_MODULE)
+    own = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
+    assert len(own) == 1
+    assert not hasattr(module, "handle")
+
+
+def test_the_pod_runs_commands_that_the_worker_has() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts[names.WORKER_COMMAND] == "lmd_worker.__main__:main"
+    (deployment,) = [content for content in map(document, rendered(EXAMPLES[0]).resources) if content["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    called = [
+        container["command"],
+        container["startupProbe"]["exec"]["command"],
+        container["readinessProbe"]["exec"]["command"],
+        container["lifecycle"]["preStop"]["exec"]["command"],
+    ]
+    assert all(command[0] == names.WORKER_COMMAND and len(command) == 2 for command in called)
+    assert {command[1] for command in called} <= COMMANDS.keys()
+
+
+@pytest.fixture(scope="module")
+def deepspeed_config() -> type[Any]:
+    """DeepSpeed's own model of ds-config.json; its import, torch's included, warns about things that are not ours."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("deepspeed.inference.config").DeepSpeedInferenceConfig
+
+
+@pytest.mark.parametrize("manifest", CUT, ids=lambda path: path.stem)
+@pytest.mark.model
+def test_deepspeed_parses_its_configuration(deepspeed_config, manifest: Path) -> None:
+    built, engine = rendered(manifest), load(manifest).spec.engine
+    config = deepspeed_config(**json.loads(built.files.texts[files.DS_CONFIG]))
+    assert str(config.dtype) == f"torch.{engine.dtype}"
+    assert config.tensor_parallel.tp_size == built.plan.tensor
+    assert config.tensor_parallel.tp_grain_size == engine.deepspeed.tensor_parallel_grain_size
+    assert config.keep_module_on_host is engine.deepspeed.keep_module_on_host
+    assert config.max_out_tokens == (engine.context_tokens or files.DEFAULT_CONTEXT_TOKENS)
+    assert config.replace_with_kernel_inject is False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"tensor_paralel": {"tp_size": 3}}, id="misspelt key"),
+        pytest.param({"tensor_parallel": {"tp_size": "three"}}, id="text for a number"),
+        pytest.param({"keep_module_on_host": "perhaps"}, id="text for a truth value"),
+    ],
+)
+@pytest.mark.model
+def test_deepspeed_refuses_what_is_wrong(deepspeed_config, wrong: dict[str, Any]) -> None:
+    right = json.loads(rendered(ROOT / "crds" / "examples" / "smollm2.yaml").files.texts[files.DS_CONFIG])
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        deepspeed_config(**{**right, **wrong})
+
+
+def test_only_objects_that_are_cut_have_a_deepspeed_configuration() -> None:
+    assert [path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts] == CUT

@@ -1,0 +1,262 @@
+"""The pod against the restricted Pod Security Standard, and what a pod of ranks needs besides it.
+
+Source: kubernetes.io/docs/concepts/security/pod-security-standards, profile Restricted, which includes Baseline.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+
+from lmd_operator.api.parse import parse
+from lmd_operator.api.semantics import quantity
+from lmd_operator.api.v1alpha1 import NAME_MAX_LENGTH
+from lmd_operator.names import RESERVED_ENV, RESERVED_ENV_PREFIXES
+from lmd_operator.resources.desired import desired, document
+from lmd_operator.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+MANIFESTS = sorted([*(ROOT / "crds" / "examples").glob("*.yaml"), *(ROOT / "tests" / "scenarios").glob("*.yaml")])
+RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+READ_ONLY_VARIABLES = {"LMD_MODEL_STORE", "LMD_CONFIG_DIR"}
+LABEL_MAX_LENGTH = 63
+
+Pod = dict[str, Any]
+
+
+def children(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    documents = [document(resource) for resource in desired(parse(source), Settings()).resources]
+    return {content["kind"]: content for content in documents}
+
+
+def violations(pod: Pod) -> set[str]:
+    """What the restricted profile forbids in a pod's spec."""
+    context = pod.get("securityContext", {})
+    found = {name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)}
+    found |= {f"volume {volume['name']}" for volume in pod.get("volumes", []) if not set(volume) - {"name"} <= RESTRICTED_VOLUMES}
+    if context.get("sysctls"):
+        found.add("sysctls")
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        own = container.get("securityContext", {})
+        both = {**context, **own}
+        if both.get("runAsNonRoot") is not True:
+            found.add("runAsNonRoot")
+        if both.get("runAsUser") == 0:
+            found.add("runAsUser")
+        if both.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+            found.add("seccompProfile")
+        if own.get("privileged"):
+            found.add("privileged")
+        if own.get("allowPrivilegeEscalation") is not False:
+            found.add("allowPrivilegeEscalation")
+        capabilities = own.get("capabilities", {})
+        if "ALL" not in capabilities.get("drop", []) or not set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"}:
+            found.add("capabilities")
+        if own.get("procMount", "Default") != "Default":
+            found.add("procMount")
+        if any(port.get("hostPort") for port in container.get("ports", [])):
+            found.add("hostPort")
+    return found
+
+
+@pytest.fixture(params=MANIFESTS, ids=lambda path: path.stem)
+def source(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return yaml.safe_load(request.param.read_text())
+
+
+@pytest.fixture
+def template(source: dict[str, Any]) -> dict[str, Any]:
+    return children(source)["Deployment"]["spec"]["template"]
+
+
+@pytest.fixture
+def pod(template: dict[str, Any]) -> Pod:
+    return template["spec"]
+
+
+@pytest.fixture
+def worker(pod: Pod) -> dict[str, Any]:
+    (container,) = pod["containers"]
+    return container
+
+
+def variables(worker: dict[str, Any]) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in worker["env"] if "value" in variable}
+
+
+def test_the_pod_is_restricted(pod: Pod) -> None:
+    assert violations(pod) == set()
+
+
+def _set(*path: str | int, value: object) -> Callable[[Pod], None]:
+    def spoil(pod: Pod) -> None:
+        node: Any = pod
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        pytest.param(_set("hostNetwork", value=True), "hostNetwork", id="host network"),
+        pytest.param(_set("hostPID", value=True), "hostPID", id="host processes"),
+        pytest.param(_set("hostIPC", value=True), "hostIPC", id="host shared memory"),
+        pytest.param(_set("volumes", 0, value={"name": "v", "hostPath": {"path": "/"}}), "volume v", id="host path"),
+        pytest.param(_set("volumes", 0, value={"name": "v", "image": {"reference": "i"}}), "volume v", id="image volume"),
+        pytest.param(_set("securityContext", "runAsNonRoot", value=False), "runAsNonRoot", id="may be root"),
+        pytest.param(_set("securityContext", "runAsUser", value=0), "runAsUser", id="is root"),
+        pytest.param(_set("securityContext", "seccompProfile", value={"type": "Unconfined"}), "seccompProfile", id="no seccomp"),
+        pytest.param(_set("securityContext", "sysctls", value=[{"name": "a", "value": "b"}]), "sysctls", id="sysctls"),
+        pytest.param(_set("containers", 0, "securityContext", value={}), "allowPrivilegeEscalation", id="may escalate"),
+        pytest.param(_set("containers", 0, "securityContext", "capabilities", value={}), "capabilities", id="keeps capabilities"),
+        pytest.param(
+            _set("containers", 0, "securityContext", "capabilities", "add", value=["SYS_PTRACE"]), "capabilities", id="adds capabilities"
+        ),
+        pytest.param(_set("containers", 0, "securityContext", "privileged", value=True), "privileged", id="privileged"),
+        pytest.param(_set("containers", 0, "securityContext", "procMount", value="Unmasked"), "procMount", id="unmasked proc"),
+        pytest.param(_set("containers", 0, "ports", 0, "hostPort", value=80), "hostPort", id="host port"),
+    ],
+)
+def test_the_check_finds_every_violation(spoil: Callable[[Pod], None], found: str) -> None:
+    pod = copy.deepcopy(children(yaml.safe_load(MANIFESTS[0].read_text()))["Deployment"]["spec"]["template"]["spec"])
+    spoil(pod)
+    assert found in violations(pod)
+
+
+def test_the_root_file_system_is_read_only(worker: dict[str, Any]) -> None:
+    assert worker["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_pod_has_no_token_and_learns_no_services(pod: Pod) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+
+
+def test_user_and_group_are_fixed_numbers(pod: Pod) -> None:
+    context = pod["securityContext"]
+    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] >= 10000
+
+
+def test_shared_memory_is_memory_with_a_limit(pod: Pod, worker: dict[str, Any]) -> None:
+    (mount,) = [mount for mount in worker["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert set(volume["emptyDir"]) == {"medium", "sizeLimit"}
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert quantity(volume["emptyDir"]["sizeLimit"]) >= 64 * 2**20
+    assert not mount.get("readOnly")
+
+
+def test_scratch_space_is_bounded(pod: Pod) -> None:
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+
+
+def test_mounts_and_volumes_belong_together(pod: Pod, worker: dict[str, Any]) -> None:
+    names = [volume["name"] for volume in pod["volumes"]]
+    paths = [mount["mountPath"] for mount in worker["volumeMounts"]]
+    assert sorted(names) == sorted(mount["name"] for mount in worker["volumeMounts"])
+    assert len(set(names)) == len(names)
+    assert len(set(paths)) == len(paths)
+
+
+def test_weights_and_files_are_mounted_read_only(pod: Pod, worker: dict[str, Any]) -> None:
+    writable = {mount["name"] for mount in worker["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+
+
+def test_every_path_in_the_environment_is_where_it_should_be(worker: dict[str, Any]) -> None:
+    """Nothing but a mount can be written: a cache below another path would fail on its first use."""
+    writable = [PurePosixPath(mount["mountPath"]) for mount in worker["volumeMounts"] if not mount.get("readOnly")]
+    mounted = [PurePosixPath(mount["mountPath"]) for mount in worker["volumeMounts"]]
+    paths = {name: PurePosixPath(value) for name, value in variables(worker).items() if value.startswith("/")}
+    assert paths.keys() >= {"TEMP", "TMPDIR", "HOME", "LOG_LOCATION", "METRICS_LOCATION", "LMD_RUN_DIR", *READ_ONLY_VARIABLES}
+    for name, path in paths.items():
+        if name == "LMD_TERMINATION_MESSAGE_PATH":
+            assert str(path) == worker["terminationMessagePath"], "the kubelet mounts this file by itself"
+        elif name in READ_ONLY_VARIABLES:
+            assert any(mount.is_relative_to(path) for mount in mounted), name
+        else:
+            assert any(path.is_relative_to(mount) for mount in writable), name
+
+
+def test_the_pod_does_not_choose_its_devices(worker: dict[str, Any]) -> None:
+    """The frontend numbers devices from 0, whatever the variable says."""
+    assert not variables(worker).keys() & {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
+
+
+def test_variables_are_given_once(worker: dict[str, Any]) -> None:
+    names = [variable["name"] for variable in worker["env"]]
+    assert len(set(names)) == len(names)
+
+
+def test_no_variable_of_ours_can_be_set_in_the_template() -> None:
+    """Server-side apply refuses a list that names a variable twice."""
+    for manifest in MANIFESTS:
+        source = yaml.safe_load(manifest.read_text())
+        source["spec"].get("template", {}).pop("env", None)
+        (container,) = children(source)["Deployment"]["spec"]["template"]["spec"]["containers"]
+        free = {name for name in variables(container) if name not in RESERVED_ENV and not name.startswith(RESERVED_ENV_PREFIXES)}
+        assert free == set(), manifest.stem
+
+
+def test_readiness_and_liveness_ask_different_questions(worker: dict[str, Any]) -> None:
+    """TorchServe's /ping is 200 before any rank has loaded: it may restart a pod, never make it ready."""
+    ready, alive = worker["readinessProbe"], worker["livenessProbe"]
+    assert "httpGet" in alive
+    assert "exec" not in alive
+    assert "exec" in ready
+    assert "httpGet" not in ready
+    assert worker["startupProbe"]["exec"] == ready["exec"]
+
+
+def test_the_startup_probe_waits_as_long_as_the_model_may_load(source: dict[str, Any], worker: dict[str, Any]) -> None:
+    probe = worker["startupProbe"]
+    seconds = parse(source).spec.engine.torch_serve.startup_timeout_seconds
+    assert seconds <= probe["periodSeconds"] * probe["failureThreshold"] < seconds + probe["periodSeconds"]
+
+
+def test_the_pod_lives_until_its_drain_is_over(pod: Pod, worker: dict[str, Any]) -> None:
+    given = variables(worker)
+    drain_seconds = int(given["LMD_DRAIN_LAG_SECONDS"]) + int(given["LMD_DRAIN_SECONDS"])
+    assert pod["terminationGracePeriodSeconds"] > drain_seconds
+
+
+def test_selectors_are_one_label_that_pods_have(source: dict[str, Any], template: dict[str, Any]) -> None:
+    frozen = {"largemodel.dev/deployment": source["metadata"]["name"]}
+    found = children(source)
+    assert found["Deployment"]["spec"]["selector"] == {"matchLabels": frozen}
+    assert found["Service"]["spec"]["selector"] == frozen
+    assert found["NetworkPolicy"]["spec"]["podSelector"] == {"matchLabels": frozen}
+    if "PodDisruptionBudget" in found:
+        assert found["PodDisruptionBudget"]["spec"]["selector"] == {"matchLabels": frozen}
+    assert frozen.items() < template["metadata"]["labels"].items()
+
+
+def test_only_requests_and_metrics_may_come_in(source: dict[str, Any], worker: dict[str, Any]) -> None:
+    found = children(source)
+    policy = found["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}, {"port": "metrics", "protocol": "TCP"}]}]
+    assert {port["name"]: port["containerPort"] for port in worker["ports"]} == {"http": 8080, "metrics": 8082}
+    assert [port["targetPort"] for port in found["Service"]["spec"]["ports"]] == ["http"]
+
+
+@pytest.mark.parametrize("name", ["m", "m" * NAME_MAX_LENGTH], ids=["shortest", "longest"])
+def test_names_and_label_values_fit(source: dict[str, Any], name: str) -> None:
+    source["metadata"]["name"] = name
+    source["spec"]["replicas"] = 2
+    for kind, content in children(source).items():
+        assert len(content["metadata"]["name"]) <= LABEL_MAX_LENGTH, kind
+        assert all(len(value) <= LABEL_MAX_LENGTH for value in content["metadata"]["labels"].values()), kind
+    pod = children(source)["Deployment"]["spec"]["template"]
+    assert all(len(value) <= LABEL_MAX_LENGTH for value in pod["metadata"]["labels"].values())
+    assert all(len(volume["name"]) <= LABEL_MAX_LENGTH for volume in pod["spec"]["volumes"])
+    assert all(len(port["name"]) <= 15 for port in pod["spec"]["containers"][0]["ports"])
