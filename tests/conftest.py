@@ -1,0 +1,106 @@
+"""Models for tests: a real small one, converted once a machine, and tiny random ones, made once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOLLM2 = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The directory of SmolLM2-135M-Instruct; converting it takes about a minute, once."""
+    cache = Path(os.environ.get("LMD_CACHE_DIR", "~/.cache/lmd")).expanduser()
+    directory = cache / "models" / SMOLLM2
+    if not directory.exists():
+        subprocess.run([sys.executable, "-m", "lmd_worker.weights.convert", SMOLLM2, "--into", str(directory)], check=True, timeout=600)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA of 2 layers, 6 heads and 3 key-value heads, whose greedy answers do not repeat one token."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        eos_token_id=None,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    directory = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model.save_pretrained(directory)
+    words = Tokenizer(WordLevel({f"w{index}": index for index in range(512)}, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def make_model_directory(tmp_path: Path) -> Callable[..., Path]:
+    """Write config.json and one safetensors file that has a header and zeros: enough for all that is read before loading."""
+
+    def make(config: dict[str, Any] | None = None, *, tensors: dict[str, tuple[int, ...]] | None = None, **changes: Any) -> Path:
+        directory = tmp_path / "model"
+        directory.mkdir(exist_ok=True)
+        base = {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "vocab_size": 49152,
+        }
+        (directory / "config.json").write_text(json.dumps({**(base if config is None else config), **changes}))
+        header, offset = {}, 0
+        for name, shape in (tensors or {"model.embed_tokens.weight": (4, 8), "model.norm.weight": (8,)}).items():
+            size = 4
+            for length in shape:
+                size *= length
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Any]:
+    """Settings as a rank reads them from rendered files, which are written too."""
+    from lmd_worker.settings import Settings
+
+    def make(
+        model_path: Path, *, strategy: str = "DeepSpeed", degree: int = 1, document: dict[str, Any] | None = None, **handler: Any
+    ) -> Settings:
+        ds = {"dtype": "float32", "tensor_parallel": {"tp_size": degree, "tp_grain_size": 64}, "max_out_tokens": 8192}
+        (tmp_path / "ds-config.json").write_text(json.dumps({**ds, "replace_with_kernel_inject": False, **(document or {})}))
+        section = {"model_path": str(model_path), "strategy": strategy, "dtype": "float32", "concurrency": 4, **handler}
+        config = {"torchrun": {"nproc-per-node": degree}, "deepspeed": {"config": "ds-config.json"}, "handler": section}
+        return Settings.from_model_config("model", tmp_path, config)
+
+    return make

@@ -1,0 +1,100 @@
+"""One rank of a test: load as the worker does, then run what a scenario file asks. Started by torchrun or by `ranks.start`.
+
+driver.py answers SCENARIO.json OUT.json      waves of requests; rank 0 writes every request's tokens and end
+driver.py watch SCENARIO.json OUT_DIRECTORY   run until the engine fails; each rank writes its sentence
+driver.py load SCENARIO.json OUT_DIRECTORY    load only; each rank writes its refusal
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lmd_worker import selftest
+from lmd_worker.engine.protocol import Engine, Sampling
+from lmd_worker.errors import WorkerError
+from lmd_worker.loading import load
+from lmd_worker.settings import Settings
+
+DEADLINE_SECONDS = 300
+
+
+def main() -> None:
+    task, scenario, out = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    settings = Settings.from_model_config("model", Path(scenario["directory"]), scenario["config"])
+    {"answers": answers, "watch": watch, "load": load_only}[task](settings, scenario, out)
+
+
+def answers(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
+    started = time.monotonic()
+    loaded = load(settings)
+    ready = time.monotonic()
+    if loaded.rank == 0:
+        results = {}
+        for wave in scenario["waves"]:
+            results.update(run_wave(loaded.engine, wave))
+        tokens = sum(len(result["tokens"]) for result in results.values())
+        figures = {"load_seconds": ready - started, "tokens": tokens, "run_seconds": time.monotonic() - ready}
+        out.write_text(json.dumps({"results": results, "figures": figures, "failure": loaded.engine.failure()}))
+    loaded.engine.stop(DEADLINE_SECONDS)
+
+
+def run_wave(engine: Engine, wave: list[dict[str, Any]]) -> dict[str, Any]:
+    """Submit all, cancel those that say `cancel_after` so many tokens, and collect until all have ended."""
+    results = {request["id"]: {"tokens": [], "end": None} for request in wave}
+    for request in wave:
+        stop = frozenset(request["sampling"].pop("stop_token_ids", ()))
+        engine.submit(request["id"], request["prompt"], Sampling(**request["sampling"], stop_token_ids=stop))
+    limits = {request["id"]: request["cancel_after"] for request in wave if "cancel_after" in request}
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while open_ids := [name for name, result in results.items() if result["end"] is None]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{open_ids} have not ended; failure: {engine.failure()}")
+        engine.wait(open_ids, 1)
+        for name in open_ids:
+            news = engine.progress(name)
+            results[name]["tokens"] += news.tokens
+            results[name]["end"] = news.finish_reason
+            if name in limits and len(results[name]["tokens"]) >= limits[name]:
+                engine.cancel(name)
+    return results
+
+
+def watch(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
+    loaded = load(settings)
+    if loaded.rank == 0:
+        request = scenario["waves"][0][0]
+        loaded.engine.submit(request["id"], request["prompt"], Sampling(**request["sampling"]))
+        while not loaded.engine.progress(request["id"]).tokens:
+            loaded.engine.wait([request["id"]], 1)
+    write(out / f"running-{loaded.rank}", str(os.getpid()))
+    while (failure := loaded.engine.failure()) is None:
+        time.sleep(0.05)
+    write(out / f"failed-{loaded.rank}", failure)
+    os._exit(0)
+
+
+def load_only(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
+    rank = os.environ["RANK"]
+    if scenario.get("break_rank") == int(rank):
+        selftest._weights_complaint = lambda *_: f"Rank {rank}: broken on purpose."
+    try:
+        load(settings)
+        words = "loaded"
+    except WorkerError as error:
+        words = f"{type(error).__name__}: {error}"
+    write(out / f"loaded-{rank}", words)
+    os._exit(0)
+
+
+def write(path: Path, text: str) -> None:
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The real model on 1, 2 and 3 ranks answers as plain transformers does on one; SmolLM2 has 9 heads and 3 key-value heads."""
+
+import copy
+
+import pytest
+
+pytestmark = pytest.mark.model
+
+CONTEXT_TOKENS = 72
+PROMPTS = {
+    "france": [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308],
+    "short": [504],
+    "story": [6403, 2192, 253, 655],
+    "numbers": list(range(100, 160)),
+    "code": [1604, 4236, 24, 94, 727, 198, 259, 442, 297],
+    "mixed": [28120, 905, 28, 1250, 314, 253, 1028, 338, 260, 2470, 282, 260, 905, 30, 339, 1277, 699, 28],
+}
+
+
+def request(name, prompt, max_tokens, **sampling):
+    return {"id": name, "prompt": PROMPTS[prompt], "sampling": {"max_tokens": max_tokens, **sampling}}
+
+
+def seeded(name):
+    return request(name, "story", 12, temperature=0.9, top_k=40, top_p=0.95, seed=11)
+
+
+GREEDY = [
+    request("g1", "france", 10),
+    request("g2", "short", 14),
+    request("g3", "story", 8),
+    request("g4", "numbers", 12),
+    request("g5", "code", 9),
+    request("g6", "mixed", 1),
+]
+NEIGHBOUR = request("neighbour", "mixed", 12)
+AFTER_CANCEL = request("after", "code", 6)
+CARRIED = [request("wide", "numbers", 12), request("long", "short", 20)]
+WAVES = [
+    GREEDY,
+    [seeded("alone")],
+    [
+        request("n1", "numbers", 8),
+        seeded("among"),
+        request("n2", "story", 12, temperature=0.9, seed=12),
+        request("n3", "code", 10, temperature=1.0),
+    ],
+    [{**request("cancelled", "short", 70), "cancel_after": 3}, NEIGHBOUR],
+    [AFTER_CANCEL],
+    CARRIED,
+]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def degree(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def answered(degree, smollm2, write_scenario, run_driver):
+    handler = {"context_tokens": CONTEXT_TOKENS}
+    return run_driver(write_scenario(smollm2, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
+
+
+@pytest.fixture(scope="module")
+def one_rank(smollm2, write_scenario, run_driver):
+    handler = {"context_tokens": CONTEXT_TOKENS, "strategy": "None"}
+    return run_driver(write_scenario(smollm2, 1, handler=handler, waves=copy.deepcopy(WAVES)), 1)
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2, run_reference):
+    return run_reference(smollm2, [*GREEDY, NEIGHBOUR, AFTER_CANCEL, *CARRIED])
+
+
+def tokens(answered, *names):
+    return {name: answered["results"][name]["tokens"] for name in names}
+
+
+def test_greedy_tokens_equal_plain_generate(answered, expected):
+    names = [item["id"] for item in GREEDY]
+    assert tokens(answered, *names) == {name: expected[name] for name in names}
+    assert {answered["results"][name]["end"] for name in names} == {"length"}
+
+
+def test_a_seed_reproduces_whatever_the_neighbours_and_the_ranks(answered, one_rank):
+    alone = tokens(one_rank, "alone")["alone"]
+    assert tokens(answered, "alone", "among") == {"alone": alone, "among": alone}
+    assert tokens(answered, "n2")["n2"] not in (alone, tokens(answered, "n3")["n3"])
+
+
+def test_cancelling_ends_one_request_and_no_other(answered, expected):
+    assert answered["results"]["cancelled"]["end"] == "cancelled"
+    assert len(answered["results"]["cancelled"]["tokens"]) < 70
+    assert tokens(answered, "neighbour", "after") == {name: expected[name] for name in ("neighbour", "after")}
+
+
+def test_a_batch_that_outgrew_the_context_went_on(answered, expected):
+    assert tokens(answered, "wide", "long") == {name: expected[name] for name in ("wide", "long")}
+
+
+def test_every_rank_reports_its_share(answered, degree):
+    assert answered["failure"] is None
+    assert [rank["rank"] for rank in answered["ranks"]] == list(range(degree))
+    assert {(rank["world_size"], rank["degree"], rank["strategy"], rank["dtype"]) for rank in answered["ranks"]} == {
+        (degree, degree, "DeepSpeed", "float32")
+    }
+    heads = {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
+    assert [(rank["heads"], rank["key_value_heads"]) for rank in answered["ranks"]] == heads
+    for rank in answered["ranks"]:
+        assert (rank["parameter_bytes"] < 0.8 * rank["model_bytes"]) == (degree > 1)
+    print(f"ranks={degree} {answered['figures']}")

@@ -1,0 +1,61 @@
+"""What the others notice when a rank dies, stops or refuses; small random models, real processes."""
+
+import os
+import signal
+
+import pytest
+
+from lmd_worker import loading
+from lmd_worker.errors import ModelRefusedError
+from lmd_worker.strategies import autotp
+
+pytestmark = pytest.mark.model
+
+LONG = [[{"id": "a", "prompt": [5, 6, 7], "sampling": {"max_tokens": 8000}}]]
+
+
+@pytest.fixture
+def running(tiny_llama, write_scenario, ranks):
+    """Three ranks in the middle of a long answer; a collective waits at most 5 s."""
+    ranks.start("watch", write_scenario(tiny_llama, 3, handler={"collective_timeout_seconds": 5}, waves=LONG), 3)
+    for rank in range(3):
+        ranks.words("running", rank)
+    return ranks
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_rank_is_the_failure_of_all_others(running, victim):
+    running.processes[victim].kill()
+    for rank in {0, 1, 2} - {victim}:
+        assert running.words("failed", rank).startswith(f"Rank {rank}: the engine failed: ")
+
+
+def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running):
+    """DeepSpeed's own group would wait for half an hour."""
+    os.kill(running.processes[1].pid, signal.SIGSTOP)
+    for rank in (0, 2):
+        assert running.words("failed", rank).startswith(f"Rank {rank}: the engine failed: ")
+
+
+def test_one_ranks_failed_self_test_is_every_ranks_refusal(tiny_llama, write_scenario, ranks):
+    ranks.start("load", write_scenario(tiny_llama, 2, break_rank=1), 2)
+    assert [ranks.words("loaded", rank) for rank in (0, 1)] == ["SelfTestError: Rank 1: broken on purpose."] * 2
+
+
+def test_more_ranks_than_the_degree_are_refused_on_all_of_them(tiny_llama, write_scenario, ranks):
+    ranks.start("load", write_scenario(tiny_llama, 3), 2)
+    for rank in (0, 1):
+        assert ranks.words("loaded", rank).startswith(
+            f"RankError: rank {rank}: the launcher started 2 ranks, but the tensor-parallel degree is 3."
+        )
+
+
+def test_a_real_mixtral_is_refused_before_its_weights_are_read(tmp_path, make_settings, monkeypatch):
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = transformers.MixtralConfig(vocab_size=64, num_local_experts=4, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mixtral")
+    monkeypatch.setattr(autotp, "read_model", lambda settings: pytest.fail("weights were read"))
+    with pytest.raises(ModelRefusedError, match="mixtral has 4 experts, and AutoTP does not shard experts of transformers 5"):
+        loading.load(make_settings(tmp_path / "mixtral", degree=2))

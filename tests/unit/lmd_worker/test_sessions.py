@@ -1,0 +1,264 @@
+"""Sessions between a transport that asks and an engine that runs, with an engine in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from lmd_worker.api.generation import Answer, Call, Part
+from lmd_worker.api.routes import routes
+from lmd_worker.engine.protocol import Progress, Sampling
+from lmd_worker.errors import BadRequestError
+from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, STEP_SECONDS, Row, Sessions
+
+END = 300
+
+
+class Letters:
+    """One token a character."""
+
+    stop_token_ids = frozenset({END})
+
+    def encode(self, prompt: str) -> list[int]:
+        if prompt == "broken":
+            raise RuntimeError(prompt)
+        return [] if prompt == "nothing" else [ord(character) for character in prompt]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if messages[0]["role"] == "system":
+            raise BadRequestError("messages: this model takes no system message.")
+        return self.encode("".join(message["content"] for message in messages))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(token) for token in tokens)
+
+
+class FakeEngine:
+    """Runs only when told; `waits` records the time a step was ready to wait, and may say more meanwhile."""
+
+    context_tokens = 20
+    vocabulary_size = 301
+
+    def __init__(self) -> None:
+        self.submitted: dict[str, tuple[list[int], Sampling]] = {}
+        self.news: dict[str, Progress] = {}
+        self.cancelled: list[str] = []
+        self.during_waits: list[dict[str, Progress]] = []
+        self.dead: str | None = None
+        self.now = 0.0
+
+    def start(self) -> None: ...
+
+    def submit(self, request_id: str, prompt: Sequence[int], sampling: Sampling) -> None:
+        assert request_id not in self.submitted
+        self.submitted[request_id] = (list(prompt), sampling)
+
+    def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
+        assert set(request_ids) <= set(self.submitted)
+        if self.during_waits:
+            self.news.update(self.during_waits.pop(0))
+        else:
+            self.now += timeout_seconds
+
+    def progress(self, request_id: str) -> Progress:
+        return self.news.pop(request_id, Progress())
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def failure(self) -> str | None:
+        return self.dead
+
+    def says(self, request_id: str, text: str, finish_reason: Any = None, *end: int, error: str | None = None) -> None:
+        self.news[request_id] = Progress((*map(ord, text), *end), finish_reason, error)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.counts: list[int] = []
+        table = routes("m", lambda: '{"ranks": []}')
+        clock = lambda: self.engine.now  # noqa: E731
+        self.sessions = Sessions(self.engine, Letters(), table, count_changed=self.counts.append, clock=clock)
+
+    def step(self, *open_requests: str | tuple[str, dict[str, Any]], path: str = "") -> list[Answer]:
+        """One step; a bare id continues, an id with a body is new."""
+        rows = []
+        for request in open_requests:
+            request_id, body = (request, None) if isinstance(request, str) else request
+            raw = None if body is None else json.dumps(body).encode()
+            rows.append(Row(request_id, Call(path, "application/json", raw)))
+        return self.sessions.step(rows)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def parsed(answer: Answer) -> Any:
+    return json.loads(answer.body)
+
+
+def message(answer: Answer) -> str:
+    return str(parsed(answer)["error"]["message"])
+
+
+def test_a_whole_answer_comes_once_it_is_finished(bench: Bench) -> None:
+    assert bench.step(("a", {"prompt": "hi"})) == [Answer(b"", Part.MORE)]
+    assert bench.engine.now == STEP_SECONDS, "a step without news took its whole time"
+    bench.engine.says("a", "yes")
+    assert bench.step("a") == [Answer(b"", Part.MORE)]
+    bench.engine.says("a", "!", "stop", END)
+    (answer,) = bench.step("a")
+    assert answer.part is Part.LAST
+    assert parsed(answer) == {"model": "m", "text": "yes!", "finish_reason": "stop", "prompt_tokens": 2, "completion_tokens": 5}
+    assert bench.counts == [1, 0]
+
+
+def test_a_stream_comes_as_it_is_made(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress((ord("y"),))}]
+    assert bench.step(("a", {"prompt": "hi", "stream": True})) == [
+        Answer(b'data: {"text":"y"}\n\n', Part.MORE, content_type="text/event-stream")
+    ]
+    assert bench.engine.now == 0.0, "news end a step at once"
+    bench.engine.says("a", "es", "length")
+    (answer,) = bench.step("a")
+    ending = b'data: {"model":"m","finish_reason":"length","prompt_tokens":2,"completion_tokens":3}\n\ndata: [DONE]\n\n'
+    assert answer == Answer(b'data: {"text":"es"}\n\n' + ending, Part.LAST, content_type="text/event-stream")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_first_piece_that_is_also_the_last_is_the_only_one(bench: Bench, stream: bool) -> None:
+    bench.engine.during_waits = [{"a": Progress((END,), "stop")}]
+    (answer,) = bench.step(("a", {"prompt": "hi", "stream": stream}))
+    assert answer.part is Part.ONLY
+    assert answer.status == 200
+    assert (b'"text"' in answer.body) is not stream
+
+
+def test_one_token_of_a_whole_answer_does_not_end_a_step(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress((ord("x"),))}] * 3
+    bench.step(("a", {"prompt": "hi"}))
+    assert bench.engine.now == STEP_SECONDS
+
+
+def test_sampling_is_handed_on_and_top_k_kept_within_the_vocabulary(bench: Bench) -> None:
+    body = {"prompt": "hi", "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 10**30, "seed": 7}
+    bench.step(("a", body))
+    assert bench.engine.submitted["a"] == ([104, 105], Sampling(4, 0.5, 0.9, 301, 7, frozenset({END})))
+
+
+def test_max_tokens_defaults_to_what_is_left_of_the_context(bench: Bench) -> None:
+    bench.step(("a", {"prompt": "x" * 15}))
+    assert bench.engine.submitted["a"][1].max_tokens == 5
+    bench.engine.context_tokens = 4096
+    bench.step("a", ("b", {"prompt": "x"}))
+    assert bench.engine.submitted["b"][1].max_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        pytest.param({"prompt": "x" * 20}, "The prompt has 20 tokens, which leaves no room for an answer in the context of 20.", id="full"),
+        pytest.param(
+            {"prompt": "xx", "max_tokens": 19},
+            "max_tokens: the prompt has 2 tokens, so at most 18 of the context of 20 are left.",
+            id="too long together",
+        ),
+        pytest.param({"prompt": "nothing"}, "prompt: holds no tokens.", id="a prompt of no tokens"),
+        pytest.param({"prompt": "日"}, "prompt: holds a token the model does not know; its vocabulary has 301 tokens.", id="vocabulary"),
+        pytest.param(
+            {"messages": [{"role": "system", "content": "x"}]},
+            "messages: this model takes no system message.",
+            id="the template's own refusal",
+        ),
+        pytest.param({"prompt": 5}, "prompt: must be a string, got a number.", id="the route's refusal"),
+    ],
+)
+def test_bad_input_is_refused_at_once_and_touches_no_neighbour(bench: Bench, body: dict[str, Any], sentence: str) -> None:
+    bench.step(("good", {"prompt": "hi", "stream": True}))
+    before = bench.engine.now
+    bench.engine.says("good", "y")
+    good, bad = bench.step("good", ("bad", body))
+    assert (bad.part, bad.status, message(bad)) == (Part.ONLY, 400, sentence)
+    assert good.body == b'data: {"text":"y"}\n\n'
+    assert bench.step("good", ("worse", body))[0] == Answer(b"", Part.MORE, content_type="text/event-stream")
+    assert bench.engine.now == before, "a refusal does not wait for the news of others"
+    assert list(bench.engine.submitted) == ["good"]
+    assert bench.engine.cancelled == []
+
+
+def test_a_fault_of_ours_is_a_500_for_its_request_and_quotes_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = bench.step(("good", {"prompt": "hi"}), ("bad", {"prompt": "broken"}))
+    assert (bad.status, good.part) == (500, Part.MORE)
+    assert "broken" not in bad.body.decode()
+    assert "broken" not in caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_the_report_and_unknown_routes_answer_at_once(bench: Bench) -> None:
+    assert bench.step(("a", {}), path="lmd/report") == [Answer(b'{"ranks": []}', Part.ONLY)]
+    (answer,) = bench.step(("b", {}), path="v1/nothing")
+    assert (answer.status, message(answer)) == (404, "There is no such route.")
+    assert bench.engine.now == 0.0
+
+
+def test_a_request_that_is_not_asked_for_is_cancelled(bench: Bench) -> None:
+    bench.step(("a", {"prompt": "x"}), ("b", {"prompt": "x"}))
+    bench.step("b")
+    assert bench.engine.cancelled == ["a"]
+    assert bench.counts == [2, 1]
+
+
+def test_a_stop_string_ends_the_answer_and_the_engines_work(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress(tuple(map(ord, "one STOP two")))}]
+    (answer,) = bench.step(("a", {"prompt": "x", "stop": ["STOP"]}))
+    assert parsed(answer) == {"model": "m", "text": "one ", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 8}
+    assert bench.engine.cancelled == ["a"]
+    assert bench.counts == [1, 0]
+
+
+def test_a_stop_string_that_was_not_finished_is_text(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress(tuple(map(ord, "one STO")), "length")}]
+    (answer,) = bench.step(("a", {"prompt": "x", "stop": ["STOP"]}))
+    assert (parsed(answer)["text"], parsed(answer)["finish_reason"]) == ("one STO", "length")
+
+
+def test_silence_cancels_what_runs_and_a_slow_transport_gets_it_ended(bench: Bench) -> None:
+    bench.step(("a", {"prompt": "x", "stream": True}))
+    bench.engine.now += SILENCE_SECONDS
+    assert bench.sessions.cancel_if_silent() == 0
+    bench.engine.now += 0.1
+    assert bench.sessions.cancel_if_silent() == 1
+    assert bench.sessions.cancel_if_silent() == 0
+    assert bench.engine.cancelled == ["a"]
+    assert bench.counts == [1, 0]
+    (answer,) = bench.step("a")
+    assert answer.part is Part.LAST
+    assert b"seemed to be gone" in answer.body
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    bench.step(("b", {"prompt": "x"}))
+    assert bench.engine.cancelled == ["a"]
+
+
+def test_a_dead_engine_is_told_in_band_and_new_requests_are_refused(bench: Bench) -> None:
+    bench.step(("whole", {"prompt": "x"}), ("stream", {"prompt": "x", "stream": True}))
+    bench.engine.says("stream", "y")
+    bench.engine.dead = "gloo: 10.0.0.7 has gone"
+    whole, stream, new = bench.step("whole", "stream", ("new", {"prompt": "x"}))
+    error = {"error": {"message": ENGINE_GONE, "type": "server_error", "code": 503}}
+    assert (whole.part, parsed(whole)) == (Part.LAST, error)
+    assert stream.part is Part.LAST
+    assert stream.body.startswith(b'data: {"text":"y"}\n\ndata: {"error"')
+    assert (new.part, new.status, parsed(new)) == (Part.ONLY, 503, error)
+
+
+def test_one_requests_error_is_its_own(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress((), "error", "The cache is full.")}]
+    a, b = bench.step(("a", {"prompt": "x"}), ("b", {"prompt": "x"}))
+    assert (a.part, a.status, message(a)) == (Part.ONLY, 503, "The cache is full.")
+    assert b.part is Part.MORE

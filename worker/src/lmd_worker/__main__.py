@@ -1,0 +1,81 @@
+"""`lmd-worker`: what a worker container runs, and what the kubelet runs in it.
+
+Each command imports only what it needs; `ready` and `alive` run every few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from lmd_worker.environment import Environment
+
+if TYPE_CHECKING:
+    from lmd_worker.probes import Finding
+
+USAGE = """usage: lmd-worker COMMAND
+
+  serve   check what is mounted, then become the model server (the container's command)
+  ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
+  alive   end with 0 when no rank has died (liveness probe)
+  drain   turn unready and wait for running answers (pre-stop hook)
+
+Each is told what to do by LMD_* variables; see lmd_worker/environment.py.
+"""
+
+
+def serve(environment: Environment) -> int:
+    """Become the model server, or say what forbids it."""
+    from lmd_worker import bootstrap
+
+    problems = bootstrap.serve(environment, os.environ)
+    for problem in problems:
+        print(f"lmd-worker serve: {problem}", file=sys.stderr)
+    return 1
+
+
+def ready(environment: Environment) -> int:
+    """Probe for readiness."""
+    from lmd_worker import probes
+
+    return _tell(probes.ready(environment))
+
+
+def alive(environment: Environment) -> int:
+    """Probe for liveness."""
+    from lmd_worker import probes
+
+    return _tell(probes.alive(environment))
+
+
+def drain(environment: Environment) -> int:
+    """Wait until nothing is in flight."""
+    from lmd_worker import probes
+
+    return _tell(probes.drain(environment, os.environ))
+
+
+COMMANDS: dict[str, Callable[[Environment], int]] = {"serve": serve, "ready": ready, "alive": alive, "drain": drain}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 or 1, 2 for a wrong command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    if len(given) != 1 or given[0] not in COMMANDS:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    return COMMANDS[given[0]](Environment.from_variables(os.environ))
+
+
+def _tell(finding: Finding) -> int:
+    print(finding.line)
+    return 0 if finding.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Everything the worker raises on purpose.
+
+WorkerError
+├── SettingsError      what is mounted does not make a worker; nothing was loaded
+├── ModelRefusedError  the model cannot be served as asked; says what would work
+├── SelfTestError      the loaded model does not compute what it should
+├── RankError          the ranks do not form the group that was planned
+└── BadRequestError    one client's input; answered 4xx, never fails a neighbour
+
+Every message is one sentence or two: what was wrong, where, what to do.
+"""
+
+
+class WorkerError(Exception):
+    """Anything the worker says in words instead of a traceback."""
+
+
+class SettingsError(WorkerError):
+    """The mounted files or the environment are wrong or disagree with each other."""
+
+
+class ModelRefusedError(WorkerError):
+    """The model cannot be served by this strategy at this degree; the message names what can."""
+
+
+class SelfTestError(WorkerError):
+    """A loaded model failed a check that must hold before it may say ready."""
+
+
+class RankError(WorkerError):
+    """A rank is missing, on the wrong device, or of another degree than planned."""
+
+
+class BadRequestError(WorkerError):
+    """One request is wrong; `status` is the HTTP code its client gets."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,114 @@
+"""From settings to a model that answers: join the group, load the shard, test it, report, start the engine.
+
+Every rank runs this once, in the same order. It imports torch and its libraries inside, so that the handler can be
+imported and tested without them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmd_worker import report
+from lmd_worker.engine.protocol import Engine
+from lmd_worker.report import RankReport
+from lmd_worker.settings import RUN_DIRECTORY_ENV, Settings
+from lmd_worker.shape import ModelShape
+from lmd_worker.strategies import chosen
+from lmd_worker.text import Text
+
+if TYPE_CHECKING:
+    from lmd_worker.ranks import Group
+    from lmd_worker.selftest import Held
+
+_LIBRARIES = ("torch", "transformers", "deepspeed", "lmd-operator")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A rank that is ready. `reports` holds every rank's on rank 0 and only its own elsewhere."""
+
+    rank: int
+    engine: Engine
+    text: Text
+    reports: Sequence[RankReport]
+
+
+def load(settings: Settings) -> Loaded:
+    """Load this rank's share and return when all ranks have passed their self-test.
+
+    Raises `WorkerError` with a sentence; the caller ends the process, so that no peer waits in a collective.
+    """
+    shape = ModelShape.read(settings.model_path)
+    strategy = chosen(settings)
+    strategy.guard(shape, settings)
+    context_tokens = shape.context_tokens(settings.context_tokens)
+
+    from lmd_worker import ranks, selftest
+    from lmd_worker.engine.static import StaticEngine
+    from lmd_worker.engine.tokenizer import ModelText
+
+    clock = _Clock()
+    text = ModelText(settings.model_path, trust_remote_code=settings.trust_remote_code)
+    group = ranks.join(settings)
+    clock.log(group.rank, "joined the group: size=%d device=%s", group.size, group.device)
+    model = strategy.load(settings, group)
+    group.barrier()
+    clock.log(group.rank, "loaded: type=%s disk_bytes=%d", shape.model_type, shape.weight_bytes)
+    held = selftest.check(model, shape, group, strategy.largest_part(shape, settings))
+    clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
+    reports = ranks.gather_reports(group, _own_report(settings, shape, group, model, held))
+    if group.rank == 0 and (run_directory := os.environ.get(RUN_DIRECTORY_ENV)):
+        report.write(reports, Path(run_directory))
+    engine = StaticEngine(
+        model,
+        group,
+        context_tokens=context_tokens,
+        vocabulary_size=shape.vocabulary_size,
+        concurrency=settings.concurrency,
+        stall_timeout_seconds=settings.stall_timeout_seconds,
+    )
+    engine.start()
+    return Loaded(rank=group.rank, engine=engine, text=text, reports=reports)
+
+
+def _own_report(settings: Settings, shape: ModelShape, group: Group, model: Any, held: Held) -> RankReport:
+    from lmd_worker import ranks, selftest
+
+    parameter = next(model.parameters())
+    heads, key_value_heads = selftest.held_heads(model, shape, group)
+    return RankReport(
+        rank=group.rank,
+        world_size=group.size,
+        strategy=settings.strategy,
+        degree=settings.tensor,
+        device=str(parameter.device),
+        device_id=ranks.device_id(group.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        parameter_bytes=held.held,
+        model_bytes=held.whole,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        pid=os.getpid(),
+        versions={name: metadata.version(name) for name in _LIBRARIES},
+    )
+
+
+class _Clock:
+    """Logs each step with its seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def log(self, rank: int, message: str, *values: object) -> None:
+        now = time.monotonic()
+        log.info("rank %d " + message + " seconds=%.1f", rank, *values, now - self._last)
+        self._last = now

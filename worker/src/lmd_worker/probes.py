@@ -1,0 +1,120 @@
+"""What the kubelet asks of the worker container, as commands: `ready`, `alive`, and `drain` before it ends.
+
+`ready` needs a worker that says READY, as `/ping` is 200 from the first second on, before any rank exists.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmd_worker import properties, rundir
+from lmd_worker.environment import DRAIN_LAG_SECONDS, DRAIN_SECONDS, Environment, seconds
+from lmd_worker.web import WebError, get
+
+HTTP_OK = 200
+DRAIN_POLL_SECONDS = 0.3
+DRAINED_LOOKS = 3
+"""Zero in flight this often in a row: one look can fall between a request's queue and its rank."""
+QUEUED_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line for the kubelet's event, and whether it is good news."""
+
+    good: bool
+    line: str
+
+
+class _CannotTellError(Exception):
+    """A server was not reached or said something unexpected; the message says which."""
+
+
+def ready(environment: Environment) -> Finding:
+    """Tell whether this pod should get requests."""
+    if rundir.is_draining(environment.run_directory):
+        return Finding(False, "draining")
+    try:
+        model = _describe(environment, timeout_seconds=3.0)
+    except _CannotTellError as error:
+        return Finding(False, str(error))
+    states = [str(worker.get("status")) for worker in model.get("workers", [])]
+    return Finding("READY" in states, f"workers of {environment.model_name}: {', '.join(states) or 'none'}")
+
+
+def alive(environment: Environment) -> Finding:
+    """Tell whether the container should go on; false for good once a rank has died."""
+    try:
+        status, _ = _get(environment, "inference_address", "/ping", timeout_seconds=3.0)
+    except _CannotTellError as error:
+        return Finding(False, str(error))
+    return Finding(status == HTTP_OK, f"/ping answered {status}")
+
+
+def drain(
+    environment: Environment,
+    variables: Mapping[str, str],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Finding:
+    """Turn unready, then return when nothing is in flight any more or the time is over.
+
+    Runs as the pre-stop hook, so also before a liveness restart; then there is nothing to wait for, and a flag left behind
+    would keep the next container unready. A drain that could not wait is not an error: the container ends either way.
+    """
+    if not alive(environment).good:
+        return Finding(True, "nothing to drain: the frontend is not healthy")
+    try:
+        lag_seconds = seconds(variables, DRAIN_LAG_SECONDS, 3.0)
+        end = clock() + seconds(variables, DRAIN_SECONDS, 50.0)
+    except ValueError as error:
+        return Finding(False, str(error))
+    rundir.set_draining(environment.run_directory)
+    sleep(min(lag_seconds, end - clock()))
+    empty_looks, left = 0, 0
+    while clock() < end:
+        left = _in_flight(environment)
+        empty_looks = empty_looks + 1 if left == 0 else 0
+        if empty_looks == DRAINED_LOOKS:
+            return Finding(True, "drained")
+        sleep(DRAIN_POLL_SECONDS)
+    return Finding(True, f"drain time is over: requests left={left}")
+
+
+def _in_flight(environment: Environment) -> int:
+    """Count requests that are answered or queued; a frontend that is gone holds none."""
+    try:
+        model = _describe(environment, timeout_seconds=QUEUED_LOOK_SECONDS)
+    except _CannotTellError:
+        return 0 if not alive(environment).good else 1
+    queued = model.get("jobQueueStatus", {}).get("pendingRequests", 0)
+    return rundir.read_in_flight(environment.run_directory) + int(queued)
+
+
+def _describe(environment: Environment, timeout_seconds: float) -> Mapping[str, Any]:
+    """Ask the management address for the model; never with `customized=true`, which reaches rank 0 alone."""
+    status, body = _get(environment, "management_address", f"/models/{environment.model_name}", timeout_seconds)
+    if status != HTTP_OK:
+        raise _CannotTellError(f"/models/{environment.model_name} answered {status}")
+    try:
+        (model,) = json.loads(body)
+    except ValueError as error:
+        raise _CannotTellError(f"/models/{environment.model_name} answered no list of one model") from error
+    if not isinstance(model, dict):
+        raise _CannotTellError(f"/models/{environment.model_name} answered no model")
+    return model
+
+
+def _get(environment: Environment, key: str, path: str, timeout_seconds: float) -> tuple[int, bytes]:
+    try:
+        host, port = properties.address(properties.read(environment.server_config), key)
+        return get(host, port, path, timeout_seconds)
+    except OSError as error:
+        raise _CannotTellError(f"reading {environment.server_config}: {error.strerror}") from error
+    except (ValueError, WebError) as error:
+        raise _CannotTellError(str(error)) from error

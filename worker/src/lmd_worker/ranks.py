@@ -1,0 +1,144 @@
+"""The process group: who is in it, on which device, and what the ranks tell each other outside the model.
+
+Three groups on purpose. The default one has a generous timeout, because ranks finish loading at different times. `model` carries
+the model's own collectives and `control` (gloo, also on CUDA) the engine's messages; both fail after
+`collective_timeout_seconds`, so that a stopped peer is noticed. torch is imported inside, so that importing this is cheap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lmd_worker.errors import RankError
+from lmd_worker.report import RankReport
+from lmd_worker.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+LOADING_TIMEOUT_SECONDS = 1800
+"""How long ranks wait for each other while weights come from disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One rank's view of the group. A single process has no process groups, and every call below is then local."""
+
+    rank: int
+    size: int
+    device: torch.device
+    model: Any = None
+    control: Any = None
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Overwrite a CPU tensor on every rank with rank 0's; shapes and types must agree."""
+        if self.control is not None:
+            import torch.distributed as dist
+
+            dist.broadcast(tensor, src=0, group=self.control)
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return every rank's CPU tensor, by rank, on every rank; shapes and types must agree."""
+        if self.control is None:
+            return [tensor]
+        import torch
+        import torch.distributed as dist
+
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor, group=self.control)
+        return gathered
+
+    def gather_text(self, text: str) -> list[str]:
+        """Return every rank's text, by rank, on every rank. Bytes travel, never pickles."""
+        if self.control is None:
+            return [text]
+        import torch
+
+        data = text.encode()
+        lengths = self.gather(torch.tensor([len(data)]))
+        padded = torch.zeros(max(int(length) for length in lengths), dtype=torch.uint8)
+        padded[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        parts = self.gather(padded)
+        return [bytes(part[: int(length)].tolist()).decode() for part, length in zip(parts, lengths, strict=True)]
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here, however long the slowest disk takes. Raises when a rank is lost."""
+        if self.control is not None:
+            import torch.distributed as dist
+
+            dist.monitored_barrier(group=self.control, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+
+
+def join(settings: Settings) -> Group:
+    """Join the group that the launcher started; return when all ranks are in it.
+
+    Raises `RankError` when the launcher started another number of ranks than the degree, or this rank has no device of its own.
+    """
+    rank, size, local_rank = (_number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if size != settings.tensor:
+        raise RankError(
+            f"rank {rank}: the launcher started {size} ranks, but the tensor-parallel degree is {settings.tensor}. "
+            "Render model-config.yaml and ds-config.json from one object."
+        )
+    device = _device(settings, local_rank)
+    if size == 1:
+        return Group(rank=0, size=1, device=device)
+
+    import torch.distributed as dist
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+    patience = timedelta(seconds=settings.collective_timeout_seconds)
+    everyone = list(range(size))
+    return Group(
+        rank=rank,
+        size=size,
+        device=device,
+        model=dist.new_group(everyone, timeout=patience, backend=backend),
+        control=dist.new_group(everyone, timeout=patience, backend="gloo"),
+    )
+
+
+def gather_reports(group: Group, own: RankReport) -> Sequence[RankReport]:
+    """Return every rank's report on rank 0, and only its own elsewhere."""
+    texts = group.gather_text(json.dumps(asdict(own)))
+    return [RankReport(**json.loads(text)) for text in texts] if group.rank == 0 else [own]
+
+
+def device_id(device: torch.device) -> str:
+    """Return what tells this device from every other one: a GPU's UUID, or the host's name for its CPUs."""
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_properties(device).uuid)
+    return f"cpu of {platform.node()}"
+
+
+def _device(settings: Settings, local_rank: int) -> torch.device:
+    """Return the rank's own device, by its local rank: the frontend's gpu_id is the same for all ranks (torchserve 0.12.0)."""
+    import torch
+
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if local_rank >= found:
+        raise RankError(
+            f"the rank with local rank {local_rank} has no GPU: {found} are visible. Request one GPU per rank, "
+            "and leave CUDA_VISIBLE_DEVICES unset."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise RankError(f"{name} is {text!r} in the environment, not a number. Let torchrun set it.")
+    return int(text)

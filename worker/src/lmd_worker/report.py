@@ -1,0 +1,47 @@
+"""What every rank says about itself once it is loaded; gathered on rank 0, kept where the status can read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE_NAME = "ranks.json"
+"""Under the run directory; written by rank 0 once all ranks have loaded and passed their self-test."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """What one rank runs, as it is, not as it was asked.
+
+    `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype.
+    `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU.
+    """
+
+    rank: int
+    world_size: int
+    strategy: str
+    degree: int
+    device: str
+    device_id: str
+    dtype: str
+    parameter_bytes: int
+    model_bytes: int
+    heads: int
+    key_value_heads: int
+    pid: int
+    versions: dict[str, str]
+
+
+def write(reports: Sequence[RankReport], run_directory: Path) -> None:
+    """Replace the report file at once; readers see the old one or the new one."""
+    run_directory.mkdir(parents=True, exist_ok=True)
+    temporary = run_directory / f"{FILE_NAME}.new"
+    temporary.write_text(to_json(reports))
+    temporary.replace(run_directory / FILE_NAME)
+
+
+def to_json(reports: Sequence[RankReport]) -> str:
+    """The same JSON for the file and for the report route."""
+    return json.dumps({"ranks": [asdict(report) for report in reports]}, sort_keys=True)

@@ -1,0 +1,142 @@
+"""What must hold before a rank may say ready: real weights, really cut, computing numbers, the same on every rank.
+
+AutoTP's failures come at the first forward and some make no noise (NaN, nothing cut), so they are looked for here. A rank that
+finds something wrong tells the others before it raises, and all raise the same sentence; a rank whose forward raises does so at
+once, as its peers may be inside the model's collectives, and the end of its process frees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from lmd_worker.errors import SelfTestError
+from lmd_worker.ranks import Group
+from lmd_worker.shape import ModelShape
+from lmd_worker.strategies.families import heads_of_rank
+
+_PROMPT_TOKENS = 8
+_SHORT_PROMPT_TOKENS = 5
+_STEPS = 2
+_SLACK = 1.05
+"""Biases, norms and position tables stay whole; measured, they are under 1 % of any served family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Parameters of one rank, in bytes: all it holds, the part no rank's share of which is cut, and the whole model's."""
+
+    held: int
+    replicated: int
+    whole: int
+
+
+def check(model: Any, shape: ModelShape, group: Group, largest_part: float) -> Held:
+    """Raise `SelfTestError` on every rank unless all ranks' models hold.
+
+    `largest_part` is the part of the cut weights that the fullest rank may hold, at most 1.
+    """
+    held = measure(model, shape)
+    _agree(group, _weights_complaint(model, shape, group, held, largest_part))
+    logits = _forward(model, shape, group)
+    _agree(group, _numbers_complaint(logits, group))
+    _agree(group, _divergence_complaint(group.gather(logits.argmax(dim=-1).cpu())))
+    return held
+
+
+def measure(model: Any, shape: ModelShape) -> Held:
+    """Return what this rank holds against the whole model in the same data type; tied parameters count once."""
+    item_bytes = next(model.parameters()).element_size()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    parameters = list(model.parameters())
+    replicated = sum(item.numel() * item.element_size() for item in parameters if id(item) in embeddings or item.dim() < 2)
+    return Held(
+        held=sum(item.numel() * item.element_size() for item in parameters),
+        replicated=replicated,
+        whole=shape.parameters * item_bytes,
+    )
+
+
+def held_heads(model: Any, shape: ModelShape, group: Group) -> tuple[int, int]:
+    """Return (query heads, key-value heads) this rank computes: read off its projections, or counted where they are fused."""
+    rows = {
+        name.rpartition(".")[2]: module.weight.shape[0] for name, module in model.named_modules() if name.endswith(("q_proj", "k_proj"))
+    }
+    if len(rows) == 2:
+        return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
+    return heads_of_rank(shape, group.rank, group.size)
+
+
+def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, largest_part: float) -> str:
+    if names := [name for name, tensor in _tensors(model) if tensor.is_meta]:
+        return f"Rank {group.rank}: {len(names)} tensors have no data, the first is {names[0]}. The weights do not fit the architecture."
+    if group.size == 1:
+        return ""
+    item_bytes = next(model.parameters()).element_size()
+    tied_head = shape.vocabulary_size * shape.hidden_size * item_bytes if shape.tied_embeddings else 0
+    allowed = int((held.replicated + (held.whole - held.replicated + tied_head) * largest_part) * _SLACK)
+    if held.held > allowed:
+        return (
+            f"Rank {group.rank}: it holds {held.held} bytes of parameters of a model of {held.whole}, more than its share at degree "
+            f"{group.size} ({allowed} bytes); the model was not cut. Use strategy None, or another model."
+        )
+    return ""
+
+
+def _forward(model: Any, shape: ModelShape, group: Group) -> torch.Tensor:
+    """Return the last token's logits of each step: [rows * steps, vocabulary], two rows, the second left-padded."""
+    tokens = torch.tensor([(7 * place + 3) % shape.vocabulary_size for place in range(_PROMPT_TOKENS)]).repeat(2, 1)
+    mask = torch.ones_like(tokens)
+    mask[1, : _PROMPT_TOKENS - _SHORT_PROMPT_TOKENS] = 0
+    try:
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=tokens.to(group.device),
+                attention_mask=mask.to(group.device),
+                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                    max_new_tokens=_STEPS, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+                ),
+            )
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise SelfTestError(
+            f"Rank {group.rank}: the first forward of {shape.model_type} failed at degree {group.size}: {type(error).__name__}: {reason}. "
+            "Use another degree, or strategy None."
+        ) from error
+    return torch.cat(made.logits)
+
+
+def _numbers_complaint(logits: torch.Tensor, group: Group) -> str:
+    bad = int((~torch.isfinite(logits)).any(dim=-1).sum())
+    if bad:
+        return (
+            f"Rank {group.rank}: {bad} of {logits.shape[0]} test positions have logits that are not finite. "
+            "Try data type bfloat16 or float32."
+        )
+    return ""
+
+
+def _divergence_complaint(choices: list[torch.Tensor]) -> str:
+    for rank, choice in enumerate(choices):
+        if not torch.equal(choice, choices[0]):
+            return (
+                f"Rank {rank}: its best tokens for the test prompt, {choice.tolist()}, differ from rank 0's, {choices[0].tolist()}. "
+                "The ranks do not compute one model; check that their hosts and libraries are the same."
+            )
+    return ""
+
+
+def _agree(group: Group, complaint: str) -> None:
+    """Raise the first complaint of any rank on every rank."""
+    for text in group.gather_text(complaint):
+        if text:
+            raise SelfTestError(text)
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

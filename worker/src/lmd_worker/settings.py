@@ -1,0 +1,110 @@
+"""What a rank must know, read once from the files the operator rendered and from its environment.
+
+The model directory (a ConfigMap volume in a pod) holds `model-config.yaml` and, for DeepSpeed, `ds-config.json`.
+TorchServe hands the first to the handler as a mapping; `Settings.from_model_config` checks it and the two files
+against each other, so that a rank never starts at a degree nobody asked for. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmd_worker.errors import SettingsError
+
+Strategy = Literal["DeepSpeed", "None"]
+DataType = Literal["bfloat16", "float16", "float32"]
+
+RUN_DIRECTORY_ENV = "LMD_RUN_DIR"
+"""Where a pod's processes leave what the probes, the drain and the status read; memory or disk of the pod."""
+TERMINATION_MESSAGE_ENV = "LMD_TERMINATION_MESSAGE_PATH"
+"""The file whose text Kubernetes shows as the container's last words."""
+
+
+class HandlerSection(BaseModel):
+    """The `handler:` section of model-config.yaml; every key is rendered by the operator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    model_path: str = Field(description="Absolute directory of config.json, tokenizer and safetensors.")
+    strategy: Strategy
+    dtype: DataType
+    context_tokens: int | None = Field(default=None, ge=2, description="Prompt + answer; null: the model's own limit, at most 8192.")
+    concurrency: int = Field(ge=1, description="Requests decoded together.")
+    trust_remote_code: bool = False
+    collective_timeout_seconds: int = Field(default=60, ge=1, description="After this long a collective without its peers fails.")
+    stall_timeout_seconds: int = Field(default=300, ge=1, description="After this long without an engine turn the process ends.")
+
+
+class Settings(BaseModel):
+    """One rank's settings, whole and consistent."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_name: str
+    model_path: Path
+    strategy: Strategy
+    dtype: DataType
+    device: Literal["cpu", "cuda"]
+    tensor: int = Field(ge=1, description="The tensor-parallel degree = ranks = world size.")
+    context_tokens: int | None
+    concurrency: int
+    trust_remote_code: bool
+    collective_timeout_seconds: int
+    stall_timeout_seconds: int
+    deepspeed_config: Path | None = Field(description="ds-config.json, for the DeepSpeed strategy.")
+
+    @classmethod
+    def from_model_config(cls, model_name: str, model_directory: Path, config: Mapping[str, Any]) -> Settings:
+        """Read the mapping TorchServe parsed from model-config.yaml.
+
+        Raises `SettingsError`, naming file and key, when a key is missing, unknown or of the wrong type, when the degree
+        in `ds-config.json` differs from `torchrun.nproc-per-node`, or when more than one rank lacks a strategy that cuts.
+        """
+        try:
+            section = HandlerSection.model_validate(config.get("handler", {}))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(["handler", *map(str, first["loc"])])
+            raise SettingsError(
+                f"model-config.yaml: {key}: {first['msg']}. The operator and the worker image are of different versions; use matching ones."
+            ) from error
+        degree = config.get("torchrun", {}).get("nproc-per-node", 1)
+        path = config.get("deepspeed", {}).get("config")
+        deepspeed_config = model_directory / path if path else None
+        if section.strategy == "DeepSpeed":
+            _check_deepspeed(deepspeed_config, degree)
+        elif degree != 1:
+            raise SettingsError(
+                f"model-config.yaml: torchrun.nproc-per-node is {degree}, but handler.strategy None runs one process. "
+                "Use strategy DeepSpeed or degree 1."
+            )
+        return cls(
+            model_name=model_name,
+            model_path=Path(section.model_path),
+            device="cuda" if config.get("deviceType") == "gpu" else "cpu",
+            tensor=degree,
+            deepspeed_config=deepspeed_config,
+            **section.model_dump(exclude={"model_path"}),
+        )
+
+
+def _check_deepspeed(path: Path | None, degree: int) -> None:
+    if path is None:
+        raise SettingsError(
+            "model-config.yaml: deepspeed.config is missing; the DeepSpeed strategy is driven by ds-config.json and nothing else."
+        )
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"reading {path}: {error}. Mount the rendered ds-config.json beside model-config.yaml.") from error
+    tp_size = document.get("tensor_parallel", {}).get("tp_size")
+    if tp_size != degree:
+        raise SettingsError(
+            f"ds-config.json: tensor_parallel.tp_size is {tp_size}, but model-config.yaml starts {degree} ranks (torchrun.nproc-per-node). "
+            "Render both from one object with `lmd render`."
+        )

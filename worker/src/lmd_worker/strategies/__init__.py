@@ -1,0 +1,18 @@
+"""One module a strategy, found by the name the operator renders.
+
+Each has `guard(shape, settings)`, `load(settings, group)` and `largest_part(shape, settings)`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from lmd_worker.settings import Settings
+from lmd_worker.strategies import autotp, single
+
+_MODULES: dict[str, ModuleType] = {"DeepSpeed": autotp, "None": single}
+
+
+def chosen(settings: Settings) -> ModuleType:
+    """Return the module of the asked strategy."""
+    return _MODULES[settings.strategy]

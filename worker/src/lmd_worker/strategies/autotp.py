@@ -1,0 +1,125 @@
+"""Strategy DeepSpeed: automatic tensor parallelism by `deepspeed.init_inference`, driven by the rendered ds-config.json.
+
+That file is the whole configuration; nothing is added to it here. What is set besides are facts of the process: the accelerator,
+our process group with our timeout, and DeepSpeed's shared-memory all-reduce, which is off on CPUs (it needs a compiler at run
+time, crashes under plain torchrun, ignores process groups and leaves 66 MiB a rank in /dev/shm).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lmd_worker.errors import ModelRefusedError, RankError, SettingsError
+from lmd_worker.settings import Settings
+from lmd_worker.shape import ModelShape
+from lmd_worker.strategies import families
+from lmd_worker.strategies.reading import read_model
+from lmd_worker.strategies.single import guard_causal
+
+if TYPE_CHECKING:
+    from lmd_worker.ranks import Group
+
+_DTYPE_NAMES = {
+    "bfloat16": ("bfloat16", "bf16", "torch.bfloat16"),
+    "float16": ("float16", "fp16", "half", "torch.float16"),
+    "float32": ("float32", "fp32", "float", "torch.float32"),
+}
+"""DeepSpeed's spellings of each type (deepspeed 0.19.8, inference/config.py)."""
+
+_DEFAULT_GRAIN = 64  # deepspeed 0.19.8, inference/config.py
+
+
+def guard(shape: ModelShape, settings: Settings) -> None:
+    """Refuse, before loading anything, what DeepSpeed cannot cut right.
+
+    Raises `ModelRefusedError` for the model and `SettingsError` for ds-config.json, each saying what would work.
+    """
+    guard_causal(shape)
+    _guard_document(read_config(settings), settings)
+    if shape.quantization is not None:
+        raise ModelRefusedError(
+            f"the model is quantized ({shape.quantization}: quantization_config in config.json), and AutoTP cuts only plain weights. "
+            "Use the unquantized model, or strategy None."
+        )
+    families.guard_family(shape)
+    families.guard_degree(shape, settings.tensor)
+
+
+def read_config(settings: Settings) -> dict[str, Any]:
+    """Return ds-config.json as it is. Raises `SettingsError` when it is missing or no JSON object."""
+    path = settings.deepspeed_config
+    if path is None:
+        raise SettingsError("model-config.yaml: deepspeed.config is missing; the DeepSpeed strategy is driven by ds-config.json alone.")
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"reading {path}: {error}. Mount the rendered ds-config.json beside model-config.yaml.") from error
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path} is not a JSON object. Mount the rendered ds-config.json beside model-config.yaml.")
+    return document
+
+
+def load(settings: Settings, group: Group) -> Any:
+    """Return this rank's share of the model, on its device: transformers' own class with its linear layers cut.
+
+    Every rank maps the whole safetensors and keeps its part. Raises `SettingsError` when DeepSpeed refuses ds-config.json.
+    """
+    os.environ["DS_ACCELERATOR"] = group.device.type
+    with contextlib.redirect_stdout(sys.stderr):  # AutoTP and DeepSpeed's logger print on stdout, which belongs to the launcher
+        model = read_model(settings)
+        group.barrier()  # disks differ; what follows has collectives
+        return _cut(model, read_config(settings), group)
+
+
+def largest_part(shape: ModelShape, settings: Settings) -> float:
+    """Return the largest rank's part of what ds-config.json asks to cut, at most 1."""
+    grain = read_config(settings).get("tensor_parallel", {}).get("tp_grain_size", _DEFAULT_GRAIN)
+    return families.largest_part(shape, settings.tensor, grain)
+
+
+def _cut(model: Any, document: dict[str, Any], group: Group) -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+    from pydantic import ValidationError
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if get_accelerator().device_name().partition(":")[0] != group.device.type:
+        raise RankError(
+            f"DeepSpeed chose {get_accelerator().device_name()} on a {group.device.type} rank. Unset DS_ACCELERATOR in the pod."
+        )
+    if group.size > 1:
+        if group.device.type == "cpu":
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if group.device.type == "cuda" else "gloo", verbose=False)
+        # Without this DeepSpeed makes a group of its own whose collectives wait half an hour for a peer that has stopped.
+        deepspeed.InferenceEngine.inference_mp_group = group.model
+    try:
+        engine = deepspeed.init_inference(model, config=document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"ds-config.json: {key}: {first['msg']}. Render it with the operator of the same version.") from error
+    return engine.module
+
+
+def _guard_document(document: dict[str, Any], settings: Settings) -> None:
+    asked = document.get("dtype")
+    if asked not in _DTYPE_NAMES[settings.dtype]:
+        raise SettingsError(
+            f"ds-config.json: dtype is {asked}, but model-config.yaml loads {settings.dtype}. "
+            "Render both from one object with `lmd render`."
+        )
+    if document.get("replace_with_kernel_inject") or document.get("kernel_inject"):
+        raise SettingsError(
+            "ds-config.json: replace_with_kernel_inject is true, but DeepSpeed's injected kernels do not work with transformers 5. "
+            "Set it to false."
+        )
+    if settings.device == "cpu" and settings.dtype == "float16":
+        raise ModelRefusedError("DeepSpeed has no float16 on CPUs. Use bfloat16 or float32.")
