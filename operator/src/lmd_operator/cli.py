@@ -1,0 +1,190 @@
+"""`lmd`: validate, render and serve a LargeModelDeployment without a cluster.
+
+Exit status: 0 when all is well, 1 when a document is wrong or a run fails, 2 when the command line is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from lmd_operator import documents
+from lmd_operator.api.parse import parse
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.errors import InvalidSpecError, LmdError, UnreadableError
+from lmd_operator.resources.desired import Desired, desired, document
+from lmd_operator.settings import Settings
+from lmd_operator.version import VERSION
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input. A file may hold several documents.")
+]
+
+
+class Output(StrEnum):
+    """Where `render` writes."""
+
+    YAML = "yaml"
+    DIRECTORY = "dir"
+
+
+@app.callback()
+def lmd() -> None:
+    """Work with LargeModelDeployment manifests on this machine."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(VERSION)
+
+
+@app.command()
+def validate(sources: Sources) -> None:
+    """Check manifests: every problem with its field, its rule and its remedy."""
+    valid, problems = _load(sources)
+    for origin, deployment in valid:
+        print(f"{origin}: {deployment.metadata.name} is valid")
+    _stop_on(problems)
+
+
+@app.command()
+def render(
+    sources: Sources,
+    files: Annotated[bool, typer.Option("--files", help="The files the worker reads instead of the Kubernetes objects.")] = False,
+    output: Annotated[Output, typer.Option("-o", "--output", help="yaml: to standard output; dir: one file each.")] = Output.YAML,
+    directory: Annotated[Path, typer.Option("-d", "--directory", help="Where `-o dir` writes.")] = Path("rendered"),
+) -> None:
+    """Print what the operator would create for manifests, byte for byte."""
+    valid, problems = _load(sources)
+    _stop_on(problems)
+    for _, deployment in valid:
+        texts = _rendered(desired(deployment, Settings()), files=files)
+        if output is Output.DIRECTORY:
+            _write(directory / deployment.metadata.name, texts)
+        elif files:
+            print(yaml.dump({deployment.metadata.name: texts}, Dumper=_Literal, sort_keys=False), end="")
+        else:
+            print("".join(f"---\n{text}" for text in texts.values()), end="")
+
+
+@app.command()
+def serve(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A manifest; - reads standard input.")],
+    name: Annotated[str | None, typer.Option(help="Which object, when the file holds several.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")] = 8080,
+    ask: Annotated[str | None, typer.Option(help="A question to ask once the model is ready.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the start (and the answer) instead of serving on.")] = False,
+    models: Annotated[Path | None, typer.Option(help="Directory that stands for /models of the worker image.")] = None,
+    with_parent: Annotated[bool, typer.Option("--end-with-parent", help="Stop when the program that started this one dies.")] = False,
+    claim: Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help="A local directory for a claim.")] = None,
+) -> None:
+    """Run an object on this machine: the same files and command as in a pod, until Ctrl-C."""
+    from lmd_operator.local.display import Display
+    from lmd_operator.local.models import cache_directory
+    from lmd_operator.local.parent import end_with_parent
+    from lmd_operator.local.serve import Options, Stopped
+    from lmd_operator.local.serve import serve as serve_locally
+
+    if with_parent:
+        end_with_parent()
+    valid, problems = _load([source])
+    _stop_on(problems)
+    options = Options(port, models or cache_directory() / "models", _claims(claim or []), ask, once)
+    display = Display(Console(stderr=False))
+    try:
+        serve_locally(_select(valid, name), options, display)
+    except Stopped as signal:
+        display.phase(f"stopped by {signal}; every process it started has ended")
+    except LmdError as error:
+        display.end_progress()
+        _stop_on([str(error)])
+    finally:
+        display.end_progress()
+
+
+def _load(sources: Sequence[str]) -> tuple[list[tuple[str, LargeModelDeployment]], list[str]]:
+    """Return the valid objects with their origins, and a line for each problem of the others."""
+    valid: list[tuple[str, LargeModelDeployment]] = []
+    problems: list[str] = []
+    try:
+        for entry in documents.read(list(sources)):
+            try:
+                valid.append((entry.origin, parse(entry.content)))
+            except InvalidSpecError as error:
+                problems += [f"{entry.origin}: {problem}" for problem in error.problems]
+            except UnreadableError as error:
+                problems.append(f"{entry.origin}: {error}")
+    except UnreadableError as error:
+        problems.append(str(error))
+    return valid, problems
+
+
+def _select(valid: Sequence[tuple[str, LargeModelDeployment]], name: str | None) -> LargeModelDeployment:
+    chosen = [deployment for _, deployment in valid if name in (None, deployment.metadata.name)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(deployment.metadata.name for _, deployment in valid)
+    _stop_on([f"--name must choose one object; the file holds {names}"])
+    raise AssertionError
+
+
+def _claims(given: Sequence[str]) -> dict[str, Path]:
+    claims = {}
+    for text in given:
+        claim, separator, directory = text.partition("=")
+        if not (claim and separator and directory):
+            raise typer.BadParameter(f"{text}: write --claim NAME=DIRECTORY")
+        claims[claim] = Path(directory).absolute()
+    return claims
+
+
+def _stop_on(problems: Sequence[str]) -> None:
+    """End with status 1 when there is any problem."""
+    for problem in problems:
+        print(f"lmd: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _rendered(built: Desired, *, files: bool) -> dict[str, str]:
+    if files:
+        return dict(built.files.texts)
+    contents = [document(resource) for resource in built.resources]
+    return {f"{content['kind'].lower()}.yaml": yaml.dump(content, Dumper=_Literal, sort_keys=False) for content in contents}
+
+
+def _write(directory: Path, texts: dict[str, str]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (directory / name).write_text(text)
+        print(directory / name)
+
+
+class _Literal(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, so that a rendered file can be read inside a ConfigMap."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Literal.add_representer(str, _text)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

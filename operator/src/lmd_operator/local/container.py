@@ -1,0 +1,89 @@
+"""A container of a pod, read from the built Deployment: what a kubelet would mount, start and probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubernetes.client.models.v1_config_map import V1ConfigMap
+from kubernetes.client.models.v1_container import V1Container
+from kubernetes.client.models.v1_deployment import V1Deployment
+from kubernetes.client.models.v1_pod_spec import V1PodSpec
+from kubernetes.client.models.v1_volume import V1Volume
+
+from lmd_operator.resources.desired import Desired
+
+
+@dataclass(frozen=True, slots=True)
+class LocalContainer:
+    """What is needed to run a container without a cluster.
+
+    `startup_seconds` is the whole budget of the startup probe; `liveness_period_seconds` and `liveness_failures` are the
+    pod's own.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    ready_command: Sequence[str]
+    startup_seconds: int
+    liveness_path: str
+    liveness_period_seconds: int
+    liveness_failures: int
+    termination_message: Path
+
+
+def materialise(desired: Desired) -> LocalContainer:
+    """Write every ConfigMap volume where it is mounted, make the scratch folders, and return the worker container.
+
+    Variables taken from Secrets or fields of a pod have no value here and are left out.
+    """
+    deployment = next(resource for resource in desired.resources if isinstance(resource, V1Deployment))
+    config_maps = {_name(resource): resource for resource in desired.resources if isinstance(resource, V1ConfigMap)}
+    pod = _pod(deployment)
+    container = pod.containers[0]
+    volumes = {volume.name: volume for volume in pod.volumes or []}
+    for mount in container.volume_mounts or []:
+        _mount(volumes[mount.name], Path(mount.mount_path), config_maps)
+    message = Path(container.termination_message_path or "")
+    message.parent.mkdir(parents=True, exist_ok=True)
+    return _local(container, message)
+
+
+def _local(container: V1Container, message: Path) -> LocalContainer:
+    startup, liveness = container.startup_probe, container.liveness_probe
+    if not (startup and startup.var_exec and startup.period_seconds and startup.failure_threshold):
+        raise TypeError("the worker container has no startup probe by command")
+    if not (liveness and liveness.http_get and liveness.http_get.path and liveness.period_seconds and liveness.failure_threshold):
+        raise TypeError("the worker container has no liveness probe by HTTP")
+    return LocalContainer(
+        command=container.command or [],
+        environment={variable.name: variable.value for variable in container.env or [] if variable.value is not None},
+        ready_command=startup.var_exec.command or [],
+        startup_seconds=startup.period_seconds * startup.failure_threshold,
+        liveness_path=liveness.http_get.path,
+        liveness_period_seconds=liveness.period_seconds,
+        liveness_failures=liveness.failure_threshold,
+        termination_message=message,
+    )
+
+
+def _pod(deployment: V1Deployment) -> V1PodSpec:
+    if deployment.spec is None or deployment.spec.template.spec is None:
+        raise TypeError("the Deployment has no pod")
+    return deployment.spec.template.spec
+
+
+def _name(config_map: V1ConfigMap) -> str:
+    return (config_map.metadata.name if config_map.metadata else None) or ""
+
+
+def _mount(volume: V1Volume, target: Path, config_maps: Mapping[str, V1ConfigMap]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    if volume.config_map is None:
+        return  # scratch space; a claim is a local directory already
+    data = config_maps[volume.config_map.name or ""].data or {}
+    for item in volume.config_map.items or []:
+        path = target / item.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(data[item.key])

@@ -1,0 +1,137 @@
+"""`lmd serve`: one object, served on this machine until somebody stops it.
+
+1. build what the operator would apply, with paths and ports of this machine   2. prepare the model   3. mount and start
+4. probe until ready   5. say what the ranks report   6. ask   7. watch until it ends or is stopped   8. leave nothing
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.errors import LocalRunError
+from lmd_operator.local.client import ask
+from lmd_operator.local.container import materialise
+from lmd_operator.local.devices import require_devices
+from lmd_operator.local.display import Display
+from lmd_operator.local.janitor import Janitor
+from lmd_operator.local.java import java_directory
+from lmd_operator.local.models import models_directory, require_memory
+from lmd_operator.local.ports import LOOPBACK, free_ports, require_free
+from lmd_operator.local.server import Server
+from lmd_operator.rendering.files import model_path
+from lmd_operator.rendering.layout import Layout
+from lmd_operator.resources.desired import Desired, desired
+from lmd_operator.settings import Settings
+
+RANKS_FILE = "ranks.json"
+"""Written by rank 0 under the run directory once all ranks have loaded; see the worker's report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line chose. `models` stands for `/models` of the image, `claims` for claims by name."""
+
+    port: int
+    models: Path
+    claims: Mapping[str, Path]
+    question: str | None
+    once: bool
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for the end
+    """A signal asked for the end."""
+
+
+def serve(deployment: LargeModelDeployment, options: Options, display: Display) -> None:
+    """Serve until stopped. Raises `LocalRunError` when it cannot go on; every process and file is gone in any case."""
+    port = require_free(options.port)
+    java = java_directory()
+    with _stopping_by_signal(), _folder() as root, Janitor(root):
+        started = time.monotonic()
+        layout = _layout(root, port)
+        plan = desired(deployment, Settings(), layout).plan
+        require_devices(plan)
+        display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.tensor)} ({plan.reason})")
+        layout = replace(layout, models=str(models_directory(deployment, options.models, options.claims, display.progress)))
+        require_memory(Path(model_path(deployment, layout)), plan)
+        built = desired(deployment, Settings(), layout)
+        display.progress("starting the model server")
+        server = Server(materialise(built), root, java, port)
+        server.wait_until_ready(display.progress)
+        display.phase(f"ready after {time.monotonic() - started:.1f} s: {_verified(built, layout)}")
+        if options.question:
+            display.answer(options.question, ask(port, deployment.model_name, options.question, _patience(deployment)))
+        display.phase(f"base URL http://{LOOPBACK}:{port}, model at /predictions/{deployment.model_name}")
+        if options.once:
+            return
+        display.phase("serving; stop with Ctrl-C")
+        raise LocalRunError(server.wait_until_unhealthy())
+
+
+def _patience(deployment: LargeModelDeployment) -> float:
+    return float(deployment.spec.engine.torch_serve.response_timeout_seconds)
+
+
+def _layout(root: Path, port: int) -> Layout:
+    management, metrics, grpc_inference, grpc_management = free_ports(4)
+    return Layout(
+        root=str(root),
+        host=LOOPBACK,
+        inference_port=port,
+        management_port=management,
+        metrics_port=metrics,
+        grpc_inference_port=grpc_inference,
+        grpc_management_port=grpc_management,
+    )
+
+
+def _verified(built: Desired, layout: Layout) -> str:
+    """Compare what the ranks report with the plan. Raises `LocalRunError` on a difference: what was asked must run."""
+    path = Path(layout.run) / RANKS_FILE
+    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else []
+    degrees = {rank["degree"] for rank in ranks}
+    if len(ranks) != built.plan.tensor or degrees != {built.plan.tensor}:
+        raise LocalRunError(f"{built.plan.tensor} ranks were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}")
+    held = ", ".join(f"{rank['parameter_bytes'] / 2**20:.0f}" for rank in ranks)
+    whole = ranks[0]["model_bytes"] / 2**20
+    return f"{_ranks(len(ranks))} on {ranks[0]['device']} verified, holding {held} of {whole:.0f} MiB"
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Make the run's folder. Unix sockets are made in it, so its path must be short; the janitor removes it."""
+    base = "/tmp" if Path("/tmp").is_dir() else None
+    yield Path(tempfile.mkdtemp(prefix="lmd-", dir=base))
+
+
+@contextmanager
+def _stopping_by_signal() -> Iterator[None]:
+    """Turn the signals that end programs into an exception, so that every clean-up runs."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except Stopped:
+        for number in numbers:  # a second Ctrl-C must not interrupt the clean-up
+            signal.signal(number, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""A running `lmd serve`, as a user starts it, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lmd_operator.local.janitor import MARK
+
+REPOSITORY = Path(__file__).parents[2]
+EXAMPLE = REPOSITORY / "crds" / "examples" / "smollm2.yaml"
+LMD = Path(sys.executable).with_name("lmd")
+START_SECONDS = 300
+END_SECONDS = 60
+
+
+class Serving:
+    """One `lmd serve` process; `lines` grows while it speaks."""
+
+    def __init__(self, models: Path, *arguments: str) -> None:
+        command = [str(LMD), "serve", str(EXAMPLE), "--port", "0", "--models", str(models), *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+
+    def wait_for(self, words: str) -> str:
+        """Return the first line with these words; fail with everything said when it ends without them."""
+
+        def said() -> str | None:
+            return next((line for line in self.lines if words in line), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: said() is not None or not self._reader.is_alive(), timeout=START_SECONDS)
+            found = said()
+        assert found is not None, "\n".join([f"never said {words!r}:", *self.lines])
+        return found
+
+    @property
+    def port(self) -> int:
+        match = re.search(r"http://127\.0\.0\.1:(\d+)", self.wait_for("base URL"))
+        assert match
+        return int(match[1])
+
+    def folder(self) -> str:
+        """Return the run's folder, by the mark on its processes."""
+        (worker,) = [child for child in self._children() if "org.pytorch.serve.ModelServer" in child.cmdline()]
+        return worker.environ()[MARK]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the rank processes, by rank."""
+        found = [child for child in self._children() if any("model_service_worker.py" in part for part in child.cmdline())]
+        return sorted((child for child in found if "RANK" in child.environ()), key=lambda child: int(child.environ()["RANK"]))
+
+    def everything(self) -> list[psutil.Process]:
+        """Return the process and all that it started, the janitor included."""
+        return [psutil.Process(self.process.pid), *self._children()]
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for_end(self) -> int:
+        """Return the exit status once the process has ended and said its last line."""
+        status = self.process.wait(timeout=END_SECONDS)
+        self._reader.join(timeout=END_SECONDS)
+        return status
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.wait_for_end()
+
+    def post(self, body: object, *, raw: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Return status and decoded JSON of the plain route."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            data = json.dumps(body).encode() if raw is None else raw
+            connection.request("POST", "/predictions/smollm2", data, headers or {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+            return response.status, json.loads(text) if text.startswith("{") else text
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def start(smollm2: Path) -> Iterator[Callable[..., Serving]]:
+    """Start servers; whatever still runs at the end is ended."""
+    started: list[Serving] = []
+
+    def run(*arguments: str) -> Serving:
+        serving = Serving(smollm2.parent, *arguments)
+        started.append(serving)
+        return serving
+
+    yield run
+    for serving in started:
+        serving.end()
+
+
+@pytest.fixture
+def assert_nothing_left() -> Callable[[list[psutil.Process], str], None]:
+    """Wait until these processes and this folder are gone, and check the shared memory."""
+    before = set(os.listdir("/dev/shm"))
+
+    def check(processes: list[psutil.Process], folder: str) -> None:
+        _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        assert not Path(folder).exists()
+        assert set(os.listdir("/dev/shm")) <= before
+
+    return check

@@ -1,0 +1,167 @@
+"""`lmd serve` with the real model on three real ranks: it answers, refuses, survives input, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.model
+
+Start = Callable[..., Any]
+NothingLeft = Callable[[list[psutil.Process], str], None]
+PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def server(start: Start) -> Any:
+    serving = start()
+    serving.wait_for("serving")
+    return serving
+
+
+def test_a_chat_question_is_answered_right(server: Any) -> None:
+    status, answer = server.post(PARIS)
+    assert status == http.HTTPStatus.OK
+    assert "Paris" in answer["text"]
+    assert answer["finish_reason"] == "stop"
+
+
+def test_the_start_says_what_every_rank_holds(server: Any) -> None:
+    assert "3 ranks on cpu verified" in server.wait_for("ready after")
+
+
+def test_tokens_of_three_ranks_equal_one_process(server: Any, smollm2: Path) -> None:
+    """The whole path, HTTP included, against plain transformers in one process; prompts of different lengths at once."""
+    prompts = ["The sea is", "Once upon a time there was a small dragon who", "1, 2, 3, 4,", "def fibonacci(n):\n"]
+    lengths = [12, 40, 8, 24]
+    expected = [reference(smollm2, prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
+    answers: list[str | None] = [None] * len(prompts)
+
+    def fetch(index: int) -> None:
+        answers[index] = server.post({"prompt": prompts[index], "max_tokens": lengths[index]})[1]["text"]
+
+    threads = [threading.Thread(target=fetch, args=[index]) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == expected
+
+
+def reference(model: Path, prompt: str, length: int) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.inference_mode():
+        out = loaded.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_a_streamed_answer_comes_in_pieces_and_equals_the_whole(server: Any) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    body = {"prompt": "The sea is", "max_tokens": 12, "stream": True}
+    connection.request("POST", "/predictions/smollm2", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    data = [line.decode().strip().removeprefix("data: ") for line in response if line.strip()]
+    connection.close()
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert data[-1] == "[DONE]"
+    events = [json.loads(entry) for entry in data[:-1]]
+    pieces = [event["text"] for event in events if event.get("text")]
+    assert len(pieces) > 4
+    assert "".join(pieces) == server.post({"prompt": "The sea is", "max_tokens": 12})[1]["text"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        pytest.param(json.dumps({"prompt": "word " * 5000}).encode(), "2048", id="a prompt longer than the context"),
+        pytest.param(b'{"prompt": ""}', "prompt", id="an empty prompt"),
+        pytest.param(b'{"prompt": 5}', "prompt", id="a wrong type"),
+        pytest.param(b'{"prompt": "x", "max_tokens": "many"}', "max_tokens", id="a wrong parameter type"),
+        pytest.param(b'{"promt": "x"}', "prompt", id="a misspelt field"),
+        pytest.param(b"\xff\x00junk" * 200_000, "", id="a mebibyte of junk"),
+        pytest.param(b"{" * 2**20, "", id="a mebibyte of braces"),
+        pytest.param(b"", "", id="nothing"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_the_server_goes_on(server: Any, raw: bytes, words: str) -> None:
+    status, answer = server.post(None, raw=raw)
+    assert 400 <= status < 500
+    message = answer["error"]["message"]
+    assert words in message
+    assert "Traceback" not in message
+    assert server.post(PARIS)[0] == http.HTTPStatus.OK
+
+
+def test_bad_input_beside_good_requests_fails_only_itself(server: Any) -> None:
+    results: dict[str, int] = {}
+
+    def send(name: str, body: object) -> None:
+        results[name] = server.post(body)[0]
+
+    threads = [threading.Thread(target=send, args=[f"good {n}", PARIS]) for n in range(4)]
+    threads += [threading.Thread(target=send, args=[f"bad {n}", {"prompt": ""}]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name: status for name, status in results.items() if name.startswith("good")} == {f"good {n}": 200 for n in range(4)}
+    assert {name: status for name, status in results.items() if name.startswith("bad")} == {f"bad {n}": 400 for n in range(4)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_it_leaves_no_process_socket_or_file(start: Start, assert_nothing_left: NothingLeft, number: signal.Signals) -> None:
+    serving = start()
+    serving.wait_for("serving")
+    processes, folder = serving.everything(), serving.folder()
+    assert len(serving.ranks()) == 3
+    serving.process.send_signal(number)
+    serving.wait_for_end()
+    assert_nothing_left(processes, folder)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_rank_ends_the_server_and_every_client(start: Start, assert_nothing_left: NothingLeft, rank: int) -> None:
+    """Kill -9 while a client streams: the client gets an end or an error, nothing hangs, and the end says why."""
+    serving = start()
+    serving.wait_for("serving")
+    processes, folder = serving.everything(), serving.folder()
+    outcome: list[object] = []
+
+    def stream() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=120)
+        body = {"prompt": "Once upon a time", "max_tokens": 1000, "stream": True}
+        try:
+            connection.request("POST", "/predictions/smollm2", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            begun.set()
+            outcome.append(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            outcome.append(error)
+        finally:
+            begun.set()
+            connection.close()
+
+    begun = threading.Event()
+    client = threading.Thread(target=stream)
+    client.start()
+    assert begun.wait(timeout=120)
+    serving.ranks()[rank].kill()
+    assert serving.wait_for_end() == 1
+    client.join(timeout=60)
+    assert not client.is_alive()
+    assert not (isinstance(outcome[0], bytes) and b"[DONE]" in outcome[0] and b"error" not in outcome[0])
+    assert any("no longer healthy" in line or "the worker ended" in line for line in serving.lines)
+    assert_nothing_left(processes, folder)
