@@ -1,0 +1,92 @@
+"""Processes that outlive who started them, found again by id and start time, and by a mark that they all carry."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "LMD_PLANE"
+"""Environment variable with the plane's folder, inherited by every process of the plane."""
+END_SECONDS = 20.0
+"""What the kernel may take to end a killed process on a busy machine."""
+_POLL_SECONDS = 0.02
+_SAME_START_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process: ids are used again, start times are not."""
+
+    pid: int
+    started: float
+
+    def process(self) -> psutil.Process | None:
+        """Return the process while it runs; one that ended and was not waited for is none."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < _SAME_START_SECONDS
+            return process if same and _runs(process) else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+def start(command: list[str], *, log: Path, folder: Path) -> Identity:
+    """Start a process in a session of its own that speaks into a log and carries the folder's mark."""
+    spoken = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    silence = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    environment = os.environ | {MARK: str(folder)}
+    pid = os.posix_spawn(command[0], command, environment, file_actions=[silence, spoken, (os.POSIX_SPAWN_DUP2, 1, 2)], setsid=True)
+    return Identity(pid, psutil.Process(pid).create_time())
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone; nothing they hold is worth a slower way."""
+    killed = list(processes)
+    for process in killed:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + END_SECONDS
+    for process in killed:
+        while _runs(process) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(timeout=0)  # reaps it if it is a child of ours
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it does anything still: what only waits to be reaped, perhaps by a slow init, does not.
+
+    A process whose first thread is a zombie runs until its other threads have ended; its sockets are open until then.
+    """
+    try:
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def marked(folder: Path) -> list[psutil.Process]:
+    """Return the processes of one plane, as far as this user may see them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def sweep(folder: Path) -> None:
+    """End every process of a plane, also one that is being started just now, and remove its folder."""
+    while remaining := marked(folder):
+        end(remaining)
+    shutil.rmtree(folder, ignore_errors=True)
