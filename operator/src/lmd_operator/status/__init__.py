@@ -1,0 +1,15 @@
+"""What was found -> what a user is told: the whole `status` of one object. Pure; the clock is a parameter.
+
+| module | holds |
+|---|---|
+| `observation` | what was found in the cluster, and the counts that are read from it |
+| `causes` | why a replica does not answer, from its pod, most telling first |
+| `refusals` | what the API server says no to, in one reason and one remedy |
+| `conditions` | the table of the six conditions, and when each moves |
+| `summary` | the whole status of an accepted spec, and of a refused one |
+"""
+
+from lmd_operator.status.observation import Observed
+from lmd_operator.status.summary import refused, summarize
+
+__all__ = ["Observed", "refused", "summarize"]
