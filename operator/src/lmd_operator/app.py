@@ -1,0 +1,207 @@
+"""The operator's own machinery: caches, queue, workers, leadership, health. kopf starts it, watches our objects and stops it.
+
+Every process fills its caches and answers its probes; only the leader works its queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import os
+import random
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from lmd_operator.cluster.api import Api
+from lmd_operator.cluster.cache import Cache
+from lmd_operator.cluster.connection import Connection, own_namespace
+from lmd_operator.cluster.door import Door
+from lmd_operator.cluster.errors import ApiError
+from lmd_operator.cluster.kinds import LARGE_MODEL_DEPLOYMENT, WATCHED
+from lmd_operator.cluster.parents import Parents
+from lmd_operator.cluster.records import Record
+from lmd_operator.cluster.reflector import Reflector
+from lmd_operator.names import LABEL_DEPLOYMENT
+from lmd_operator.reconcile import Reconciler, Result
+from lmd_operator.runtime.events import Announcer
+from lmd_operator.runtime.health import Health
+from lmd_operator.runtime.leadership import Leadership
+from lmd_operator.runtime.metrics import Metrics
+from lmd_operator.runtime.queue import WorkQueue
+from lmd_operator.settings import Settings
+from lmd_operator.version import VERSION
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+EXIT_LOST_LEADERSHIP = 3
+GHOST_CHECK_SECONDS = 300.0
+
+
+class App:
+    """One running operator; made inside a running event loop."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._settings = settings
+        self.metrics = Metrics()
+        self._session = connection.session(f"lmd-operator/{VERSION}")
+        self._api = Api(connection, self._session, self.metrics.count_request)
+        self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
+        self.parents = Parents()
+        self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
+        self._reflectors = [
+            Reflector(self._api, cache, namespace, LABEL_DEPLOYMENT, time.monotonic)
+            for cache in self._caches.values()
+            for namespace in settings.watched_namespaces
+        ]
+        self._door = Door(self._api, self._caches)
+        self._reconciler = Reconciler(self._api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now)
+        self._announcer = Announcer(self._api, settings.own_identity, utc_now)
+        self._leadership = Leadership(
+            self._api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
+        )
+        self._health = Health(self.metrics, self.queue, self._reflectors)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: Any = None
+        self._ghosts_suspected = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start everything; returns at once."""
+        self._runner = await self._health.serve(self._settings.host, self._settings.port)
+        for reflector in self._reflectors:
+            self._spawn(reflector.run())
+        self._spawn(self._health.watch_loop())
+        self._spawn(self._lead())
+
+    async def stop(self) -> None:
+        """End everything, give the lease back and close the connection; a reconcile that runs is cut, the next one repairs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(ApiError):
+            await self._leadership.release()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self._session.close()
+
+    def check_for_ghosts_soon(self) -> None:
+        """Have the list of our objects checked: events may have been missed."""
+        self._ghosts_suspected.set()
+
+    def parent_seen(self, document: dict[str, Any], *, is_gone: bool) -> None:
+        """Take in what kopf heard of one of our objects."""
+        metadata = document["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        if is_gone:
+            changed = self.parents.remove(*key, metadata["uid"])
+            self._forget_metrics(key)
+        else:
+            changed = self.parents.put(document)
+        if changed:
+            self.queue.add(key)
+
+    def _child_changed(self, record: Record, is_gone: bool) -> None:
+        if record.owner:
+            self.queue.add((record.namespace, record.owner))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_end_if_it_failed)
+        self._tasks.append(task)
+
+    async def _lead(self) -> None:
+        """Wait for all caches and for the lease, work, and end the process when the lease is lost."""
+        for reflector in self._reflectors:
+            await reflector.synced.wait()
+        leadership = asyncio.create_task(self._leadership.run())
+        self._tasks.append(leadership)
+        await self._leadership.acquired.wait()
+        self._health.is_leader = True
+        for _ in range(self._settings.workers):
+            self._spawn(self._work())
+        self._spawn(self._check_for_ghosts())
+        await leadership
+        log.error("Leadership was lost; ending, so that a fresh process starts")
+        os._exit(EXIT_LOST_LEADERSHIP)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.get()
+            started = time.monotonic()
+            outcome = "error"
+            try:
+                outcome = await self._reconcile(key)
+            finally:
+                self.queue.done(key)
+                self.metrics.seconds.observe(time.monotonic() - started)
+                self.metrics.reconciles.labels(outcome).inc()
+
+    async def _reconcile(self, key: Key) -> str:
+        where = {"object": "/".join(key)}
+        try:
+            result = await self._reconciler.reconcile(key)
+        except ApiError as error:
+            delay = self.queue.failed(key, error.retry_after_seconds or 0.0)
+            log.warning("Reconcile failed: %s; retry_seconds=%.2f", error, delay, extra=where)
+            return "retry"
+        except Exception:
+            delay = self.queue.failed(key, 1.0)
+            log.exception("Reconcile failed by a defect; retry_seconds=%.1f", delay, extra=where)
+            return "defect"
+        self.queue.succeeded(key)
+        if self.parents.get(key) is None:
+            self.queue.forget(key)
+            return "gone"
+        self.queue.add_after(key, result.again_seconds or self._settings.resync_seconds * (0.9 + 0.2 * random.random()))
+        await self._tell(key, result)
+        return "done"
+
+    async def _tell(self, key: Key, result: Result) -> None:
+        parent = self.parents.get(key)
+        if result.current is None or parent is None:
+            return
+        for condition in result.current.conditions:
+            for status in ("True", "False", "Unknown"):
+                self.metrics.condition.labels(*key, condition.type, status).set(condition.status == status)
+        self.metrics.replicas.labels(*key, "ready").set(result.current.ready_replicas)
+        self.metrics.replicas.labels(*key, "existing").set(result.current.replicas)
+        self.metrics.objects.set(len(self.parents))
+        await self._announcer.tell(parent, result.news)
+
+    def _forget_metrics(self, key: Key) -> None:
+        self.metrics.condition.remove_by_labels({"namespace": key[0], "name": key[1]})
+        self.metrics.replicas.remove_by_labels({"namespace": key[0], "name": key[1]})
+
+    async def _check_for_ghosts(self) -> None:
+        """Find objects that were deleted while nobody watched: kopf's relist does not report them (kopf 1.45.2)."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ghosts_suspected.wait(), GHOST_CHECK_SECONDS * (0.9 + 0.2 * random.random()))
+            self._ghosts_suspected.clear()
+            with suppress(ApiError):
+                await self.drop_ghosts()
+
+    async def drop_ghosts(self) -> None:
+        """List our objects and forget those that are not there any more."""
+        known = {key: parent.uid for key in self.parents if (parent := self.parents.get(key)) is not None}
+        for namespace in self._settings.watched_namespaces:
+            documents, _ = await self._api.list(LARGE_MODEL_DEPLOYMENT, namespace, "")
+            present = {(item["metadata"]["namespace"], item["metadata"]["name"]): item["metadata"]["uid"] for item in documents}
+            for key, uid in known.items():
+                if namespace in (None, key[0]) and present.get(key) != uid and self.parents.remove(*key, uid):
+                    self.queue.add(key)
+
+
+def utc_now() -> str:
+    """Return the time as Kubernetes writes it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _end_if_it_failed(task: asyncio.Task[None]) -> None:
+    """Nothing that is spawned may end by itself; if it does, a fresh process is the only honest state."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("A task of the operator failed; ending, so that a fresh process starts", exc_info=task.exception())
+        os._exit(1)

@@ -1,0 +1,84 @@
+"""What is in the cluster, as far as we have heard: one cache per kind, filled by list and watch.
+
+A relist is compared with what was known, so that what vanished while nobody listened is reported as deleted. Our own
+writes are put in at once, so that a reconcile never acts on a state older than its last write. Objects are kept as
+small records; what they are made of is decided by `lmd_operator.cluster.records`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from lmd_operator.cluster.kinds import Kind
+from lmd_operator.cluster.records import Record, record
+
+Changed = Callable[[Record, bool], None]
+"""Told the record, and whether it is gone."""
+
+
+class Cache:
+    """Records of one kind, by namespace and name, with an index by owner."""
+
+    def __init__(self, kind: Kind, changed: Changed) -> None:
+        self.kind = kind
+        self._changed = changed
+        self._records: dict[tuple[str, str], Record] = {}
+        self._by_owner: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+
+    def get(self, namespace: str, name: str) -> Record | None:
+        """Return what is known of one object."""
+        return self._records.get((namespace, name))
+
+    def of(self, namespace: str, owner: str) -> list[Record]:
+        """Return the records that belong to one of our objects, by name."""
+        return [self._records[key] for key in sorted(self._by_owner.get((namespace, owner), ()))]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(self, document: dict[str, Any]) -> Record:
+        """Take in an object from a watch or from the answer to a write; older news than known changes nothing."""
+        new = record(self.kind, document)
+        key = (new.namespace, new.name)
+        old = self._records.get(key)
+        if old is not None and old.uid == new.uid and old.version >= new.version:
+            return old
+        self._store(key, new)
+        self._changed(new, False)
+        return new
+
+    def remove(self, namespace: str, name: str, uid: str) -> None:
+        """Forget an object that is gone; a successor of the same name stays."""
+        known = self._records.get((namespace, name))
+        if known is not None and known.uid == uid:
+            self._drop((namespace, name))
+            self._changed(known, True)
+
+    def replace(self, namespace: str | None, documents: Iterable[dict[str, Any]], version: int) -> None:
+        """Take in a whole list; what it lacks and is not newer than the list is gone."""
+        seen = set()
+        for document in documents:
+            kept = self.put(document)
+            seen.add((kept.namespace, kept.name))
+        for key, known in list(self._records.items()):
+            if key not in seen and namespace in (None, key[0]) and known.version <= version:
+                self.remove(*key, known.uid)
+
+    def _store(self, key: tuple[str, str], new: Record) -> None:
+        self._drop(key)
+        self._records[key] = new
+        if new.owner:
+            self._by_owner[(new.namespace, new.owner)].add(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        old = self._records.pop(key, None)
+        if old is not None and old.owner:
+            members = self._by_owner[(old.namespace, old.owner)]
+            members.discard(key)
+            if not members:
+                del self._by_owner[(old.namespace, old.owner)]

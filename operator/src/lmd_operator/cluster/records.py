@@ -1,0 +1,87 @@
+"""Objects as caches keep them: identity, ownership, and what a reconcile needs to know, nothing else.
+
+Of a child the parts we could own are kept as compressed canonical JSON, so that drift can be told from what we sent
+without keeping whole trees of Python objects; of a pod and a Deployment, the parts of the status that a user is told about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from lmd_operator.cluster.kinds import POD, Kind
+from lmd_operator.names import LABEL_DEPLOYMENT
+from lmd_operator.observed import DeploymentState, PodState, deployment_state, pod_state
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One object. `owner` is the name of our object it belongs to, by label or by controller reference.
+
+    `owner_uid` is the uid of its controller, empty without one. `content` is what we could have written.
+    """
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    created: str
+    owner: str
+    owner_uid: str
+    revision: str
+    is_going: bool
+    digest: bytes
+    content: bytes
+    state: DeploymentState | PodState | None
+
+    def owned_fields(self) -> Document:
+        """Return the fields of the live object that a manifest can set."""
+        fields: Document = json.loads(zlib.decompress(self.content)) if self.content else {}
+        return fields
+
+
+def record(kind: Kind, document: Document) -> Record:
+    """Return the record of an object as the API server sends it."""
+    metadata = document["metadata"]
+    labels = metadata.get("labels") or {}
+    controller: Document = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
+    content = b"" if kind is POD else json.dumps(owned_fields(document), sort_keys=True, separators=(",", ":")).encode()
+    return Record(
+        kind=kind,
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        version=version_number(metadata.get("resourceVersion", "")),
+        created=metadata.get("creationTimestamp") or "",
+        owner=labels.get(LABEL_DEPLOYMENT) or (controller.get("name", "") if controller.get("kind") == "LargeModelDeployment" else ""),
+        owner_uid=controller.get("uid", ""),
+        revision=labels.get("largemodel.dev/revision", ""),
+        is_going=bool(metadata.get("deletionTimestamp")),
+        digest=hashlib.blake2b(content, digest_size=12).digest(),
+        content=zlib.compress(content, 6) if content else b"",
+        state=_state(kind, document),
+    )
+
+
+def owned_fields(document: Document) -> Document:
+    """Return what a manifest can set of an object: no status, no bookkeeping of the API server."""
+    metadata = document.get("metadata", {})
+    kept = {key: metadata[key] for key in ("labels", "annotations", "ownerReferences") if metadata.get(key)}
+    return {"metadata": kept, **{key: value for key, value in document.items() if key not in ("apiVersion", "kind", "metadata", "status")}}
+
+
+def version_number(text: str) -> int:
+    """Return a resource version as a number: they are comparable since Kubernetes 1.35 (KEP-5504), and were before in fact."""
+    return int(text) if text.isdecimal() else 0
+
+
+def _state(kind: Kind, document: Document) -> DeploymentState | PodState | None:
+    if kind is POD:
+        return pod_state(document)
+    return deployment_state(document) if kind.name == "Deployment" else None

@@ -1,0 +1,231 @@
+"""One object, brought to what it asks for: observe, desire, apply, report.
+
+Level-triggered: what happened does not matter, only what is. The same page serves a new object, a changed spec, a drifted
+child and a restart. It never sleeps; what must be looked at again later is returned as a delay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmd_operator.api.parse import parse
+from lmd_operator.api.status import Revision, Status
+from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.cluster.api import Api
+from lmd_operator.cluster.cache import Cache
+from lmd_operator.cluster.door import Door, ForeignObjectError
+from lmd_operator.cluster.errors import ApiError
+from lmd_operator.cluster.kinds import BY_NAME, CHILDREN, CONFIG_MAP, DEPLOYMENT, LARGE_MODEL_DEPLOYMENT, POD, Kind
+from lmd_operator.cluster.parents import Parent, Parents
+from lmd_operator.cluster.records import Record
+from lmd_operator.errors import InvalidSpecError
+from lmd_operator.names import STATUS_MANAGER
+from lmd_operator.observed import DeploymentState, PodState
+from lmd_operator.resources.desired import Desired, desired, document
+from lmd_operator.settings import Settings
+from lmd_operator.status import Observed, refused, summarize
+from lmd_operator.transitions import Told, transitions
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+FLIP_STATUS_SECONDS = 1.0
+"""Least time between two status writes: pods, ReplicaSets and Deployments settle one after the other, and one write can tell it all."""
+PROGRESS_STATUS_SECONDS = 10.0
+"""Least time before a status write that flips no condition, only tells of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a reconcile leads to: when to look again, and what has changed in the status, for events."""
+
+    again_seconds: float | None = None
+    current: Status | None = None
+    news: list[Told] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is remembered of one object between two reconciles; all of it can be lost."""
+
+    generation: int = -1
+    uid: str = ""
+    built: Desired | None = None
+    documents: tuple[dict[str, Any], ...] = ()
+    is_applied: bool = False
+    status_at: float = field(default=float("-inf"))
+
+
+class Reconciler:
+    """Brings objects to what they ask for. Holds the door, the caches and a memory; decides nothing itself."""
+
+    def __init__(
+        self,
+        api: Api,
+        parents: Parents,
+        caches: Mapping[Kind, Cache],
+        door: Door,
+        settings: Settings,
+        clock: Callable[[], float],
+        now: Callable[[], str],
+    ) -> None:
+        self._api = api
+        self._parents = parents
+        self._caches = caches
+        self._door = door
+        self._settings = settings
+        self._clock = clock
+        self._now = now
+        self._memory: dict[Key, Memory] = {}
+
+    async def reconcile(self, key: Key) -> Result:
+        """Bring one object to what it asks for and say how far it got. Raises `ApiError` to be tried again."""
+        parent = self._parents.get(key)
+        if parent is None or parent.is_going:
+            self._forget(key)
+            return Result()
+        memory = self._memory.setdefault(key, Memory())
+        try:
+            owner = self._parse(parent, memory)
+        except InvalidSpecError as error:
+            pods = self._observe(parent, []).pods
+            return await self._report(parent, memory, refused(parent.generation, error.problems, parent.status, self._now(), pods=pods))
+        built = memory.built
+        if built is None:
+            raise TypeError("a parsed object has been built")
+        if memory.is_applied and self._lacks_children(memory.documents) and not await self._exists(parent):
+            return Result()
+        failures, retry = await self._apply(memory.documents, parent.uid)
+        memory.is_applied = True
+        await self._prune(key, parent.uid, owner, memory.documents)
+        status = summarize(owner, built, self._observe(parent, failures), parent.status, self._now())
+        result = await self._report(parent, memory, status)
+        if retry is not None:
+            raise retry
+        return result
+
+    def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
+        """Return the typed object; rendering is done once per generation."""
+        owner = parse(parent.document(), strict=False)
+        if memory.built is None or (memory.generation, memory.uid) != (parent.generation, parent.uid):
+            memory.built = desired(owner, self._settings)
+            memory.documents = tuple(document(resource) for resource in memory.built.resources)
+            memory.generation, memory.uid = parent.generation, parent.uid
+        return owner
+
+    def _lacks_children(self, documents: tuple[dict[str, Any], ...]) -> bool:
+        names = ((BY_NAME[child["kind"]], child["metadata"]) for child in documents)
+        return any(self._caches[kind].get(metadata["namespace"], metadata["name"]) is None for kind, metadata in names)
+
+    async def _exists(self, parent: Parent) -> bool:
+        """Ask whether the object is still there: children that vanish may have followed it, and its deletion may have been missed.
+
+        Making them anew would fight the garbage collector for ever.
+        """
+        live = await self._api.get(LARGE_MODEL_DEPLOYMENT, parent.namespace, parent.name)
+        if live is not None and live["metadata"]["uid"] == parent.uid:
+            return True
+        self._parents.remove(parent.namespace, parent.name, parent.uid)
+        self._forget((parent.namespace, parent.name))
+        if live is not None:
+            self._parents.put(live)
+        return False
+
+    async def _apply(self, documents: tuple[dict[str, Any], ...], uid: str) -> tuple[list[str], ApiError | None]:
+        """Apply every child, whatever happens to the others; return what failed in words, and what is worth another try."""
+        failures: list[str] = []
+        retry: ApiError | None = None
+        for child in documents:
+            try:
+                await self._door.apply(child, uid)
+            except ForeignObjectError as error:
+                failures.append(error.detail)
+            except ApiError as error:
+                if error.status not in (403, 422):
+                    raise
+                failures.append(str(error))
+                retry = error
+        return failures, retry
+
+    async def _prune(self, key: Key, uid: str, owner: LargeModelDeployment, documents: tuple[dict[str, Any], ...]) -> None:
+        """Delete what is ours and no longer wanted; of ConfigMaps, keep those that pods or a rollback may need."""
+        wanted = {(child["kind"], child["metadata"]["name"]) for child in documents}
+        keep = self._kept_config_maps(key, owner)
+        for kind in CHILDREN:
+            for record in self._caches[kind].of(*key):
+                if record.owner_uid != uid or record.is_going or (kind.name, record.name) in wanted:
+                    continue
+                if kind is CONFIG_MAP and record.name in keep:
+                    continue
+                if kind is DEPLOYMENT:
+                    continue
+                await self._door.delete(record)
+
+    def _kept_config_maps(self, key: Key, owner: LargeModelDeployment) -> set[str]:
+        records = self._revisions(key)
+        used = {pod.state.revision for pod in self._caches[POD].of(*key) if isinstance(pod.state, PodState)}
+        newest = records[: owner.spec.rollout.revision_history_limit + 1]
+        return {record.name for record in [*newest, *(record for record in records if record.revision in used)]}
+
+    def _revisions(self, key: Key) -> list[Record]:
+        """Return the object's ConfigMaps, newest first."""
+        return sorted(self._caches[CONFIG_MAP].of(*key), key=lambda record: (record.created, record.version), reverse=True)
+
+    def _observe(self, parent: Parent, failures: list[str]) -> Observed:
+        key = (parent.namespace, parent.name)
+        deployment = self._caches[DEPLOYMENT].get(*key)
+        state = deployment.state if deployment is not None and deployment.owner_uid == parent.uid else None
+        pods = [record.state for record in self._caches[POD].of(*key)]
+        return Observed(
+            deployment=state if isinstance(state, DeploymentState) else None,
+            pods=tuple(pod for pod in pods if isinstance(pod, PodState)),
+            revisions=tuple(Revision(name=record.revision, config_map=record.name) for record in self._revisions(key)),
+            failures=tuple(failures),
+        )
+
+    async def _report(self, parent: Parent, memory: Memory, status: Status) -> Result:
+        """Write the status if it differs; news of progress only, at most every few seconds."""
+        previous = parent.status
+        if status == previous:
+            return Result()
+        least = FLIP_STATUS_SECONDS if _flips(previous, status) else PROGRESS_STATUS_SECONDS
+        wait = memory.status_at + least - self._clock()
+        if wait > 0:
+            return Result(again_seconds=wait)
+        written = await self._api.apply(
+            LARGE_MODEL_DEPLOYMENT, _status_document(parent, status), manager=STATUS_MANAGER, subresource="status"
+        )
+        memory.status_at = self._clock()
+        self._parents.put(written)
+        return Result(current=status, news=transitions(previous, status, self._texts(parent, previous), self._texts(parent, status)))
+
+    def _texts(self, parent: Parent, status: Status) -> dict[str, str] | None:
+        """Return the rendered files of a status' revision, while their ConfigMap is kept."""
+        for record in self._revisions((parent.namespace, parent.name)):
+            if record.revision == status.revision.updated:
+                texts: dict[str, str] = record.owned_fields().get("data", {})
+                return texts
+        return None
+
+    def _forget(self, key: Key) -> None:
+        if self._memory.pop(key, None) is not None:
+            self._door.forget(*key)
+
+
+def _flips(previous: Status, current: Status) -> bool:
+    """Return whether any condition says something else than before, or another generation is answered."""
+    before = {condition.type: condition.status for condition in previous.conditions}
+    after = {condition.type: condition.status for condition in current.conditions}
+    return before != after or previous.observed_generation != current.observed_generation
+
+
+def _status_document(parent: Parent, status: Status) -> dict[str, Any]:
+    return {
+        "apiVersion": LARGE_MODEL_DEPLOYMENT.api_version,
+        "kind": LARGE_MODEL_DEPLOYMENT.name,
+        "metadata": {"name": parent.name, "namespace": parent.namespace, "uid": parent.uid},
+        "status": status.model_dump(by_alias=True, exclude_none=True, mode="json"),
+    }
