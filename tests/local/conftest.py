@@ -39,19 +39,23 @@ class Serving:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line.rstrip())
-                self._changed.notify_all()
+        with self.process.stdout as lines:
+            for line in lines:
+                with self._changed:
+                    self.lines.append(line.rstrip())
+                    self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def wait_for(self, words: str) -> str:
         """Return the first line with these words; fail with everything said when it ends without them."""
+        assert self.process.stdout is not None
 
         def said() -> str | None:
             return next((line for line in self.lines if words in line), None)
 
         with self._changed:
-            self._changed.wait_for(lambda: said() is not None or not self._reader.is_alive(), timeout=START_SECONDS)
+            self._changed.wait_for(lambda: said() is not None or self.process.stdout.closed, timeout=START_SECONDS)
             found = said()
         assert found is not None, "\n".join([f"never said {words!r}:", *self.lines])
         return found
@@ -88,7 +92,7 @@ class Serving:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.wait_for_end()
+        self.wait_for_end()
 
     def post(self, body: object, *, raw: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """Return status and decoded JSON of the plain route."""

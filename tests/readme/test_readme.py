@@ -91,7 +91,8 @@ def port(smollm2: Path) -> Iterator[int]:
         yield number
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.stdout.read()
+        with process.stdout:
+            process.stdout.read()
         process.wait(timeout=60)
         timer.cancel()
     assert psutil.wait_procs(started, timeout=60)[1] == []
