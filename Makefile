@@ -50,13 +50,16 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-generate: $(VENV)/.dev ## Write what is generated: the CRD and the golden files
+generate: $(VENV)/.dev ## Write what is generated: the CRD, the golden files, the plain manifests
 	$(BIN)/python -m lmd_operator.api.crd > crds/largemodel.dev_largemodeldeployments.yaml
+	cp crds/largemodel.dev_largemodeldeployments.yaml charts/lmd-operator/files/crd.yaml
 	UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/golden
+	UPDATE_GOLDEN=1 $(BIN)/pytest -q -m cluster tests/chart/test_helm.py
 
 check-generated: $(VENV)/.dev ## Fail when a generated file is not what `generate` would write
 	@$(BIN)/python -m lmd_operator.api.crd | diff -u crds/largemodel.dev_largemodeldeployments.yaml - \
 		|| { echo "run make generate"; exit 1; }
+	@cmp crds/largemodel.dev_largemodeldeployments.yaml charts/lmd-operator/files/crd.yaml || { echo "run make generate"; exit 1; }
 
 # One environment, pinned and hash-checked: the installer by pip, the rest by the installer.
 $(VENV)/.bootstrap: requirements/bootstrap.txt

@@ -17,6 +17,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
+INSTALLATION = (REPOSITORY / "docs" / "install.md").read_text()
+"""Its commands are run on a real control plane by tests/cluster/test_install.py."""
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 CURLS = [block for block in BLOCKS if block.startswith("curl")]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/lmd")]
@@ -38,7 +40,9 @@ def run(command: str) -> str:
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    known = ["make serve\n", "make test\n", *CURLS]
+    in_a_cluster = [block for block in BLOCKS if f"```sh\n{block}```" in INSTALLATION]
+    assert len(in_a_cluster) == 2
+    known = ["make serve\n", "make test\n", *CURLS, *in_a_cluster]
     assert [block for block in BLOCKS if block not in known and not all(line in COMMANDS for line in block.splitlines())] == []
     assert len(CURLS) == 3
     assert len(COMMANDS) == 5
