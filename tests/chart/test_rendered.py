@@ -31,7 +31,6 @@ VERBS = {
     "get": {"get"},
     "list": {"list"},
     "watch": {"watch"},
-    "metadata": {"list"},
     "apply": {"patch", "create"},
     "apply_content": {"patch", "create"},
     "merge": {"patch"},
@@ -41,7 +40,6 @@ VERBS = {
 }
 """Method of `cluster.api.Api` -> what the API server asks a right for. Applying an object that is not there is creating it."""
 GENERAL = {
-    ("cluster/lookup.py", "kind"): CHILDREN,
     ("cluster/door.py", "child.kind"): CHILDREN,
     ("cluster/door.py", "record.kind"): tuple(kind for kind in CHILDREN if kind is not DEPLOYMENT),
     ("cluster/reflector.py", "self._cache.kind"): WATCHED,

@@ -1,24 +1,17 @@
-"""The operator's process: `python -m lmd_operator`. Start-up only."""
+"""The operator's process: `python -m lmd_operator`. Start-up and the end only."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
+import signal
 import sys
-
-import kopf
 
 from lmd_operator.app import App
 from lmd_operator.cluster.connection import Connection, connect
 from lmd_operator.errors import LmdError
-from lmd_operator.handlers import kopf_settings, registry
+from lmd_operator.handlers import ParentWatch
 from lmd_operator.runtime import logs
 from lmd_operator.settings import Settings
-
-log = logging.getLogger("lmd_operator")
-
-RESTART_SECONDS = 1.0
 
 
 def main() -> int:
@@ -35,32 +28,20 @@ def main() -> int:
 
 
 async def operate(connection: Connection, settings: Settings) -> None:
-    """Run until kopf ends by a signal.
-
-    kopf gives up on some answers of the API server (404 and 410 to a watch, an error inside a stream; kopf 1.45.2). That
-    must not end the process, with its caches and its lease: kopf is started again, and what it missed is looked up.
-    """
-    namespaces = [name for name in settings.watched_namespaces if name is not None]
+    """Run until SIGTERM or SIGINT; a second signal changes nothing, the end is short as it is."""
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
     app = App(connection, settings)
     await app.start()
+    watch = ParentWatch(app, connection, settings, loop)
+    watch.start()
     try:
-        while True:
-            try:
-                await kopf.operator(
-                    registry=registry(app, connection),
-                    settings=kopf_settings(),
-                    clusterwide=not namespaces,
-                    namespaces=namespaces,
-                    standalone=True,
-                )
-            except Exception as error:
-                log.warning("kopf gave up and is started again: error=%s", error)
-                await asyncio.sleep(RESTART_SECONDS * (0.5 + random.random()))
-                app.check_for_ghosts_soon()
-            else:
-                return
+        await ending.wait()
     finally:
         await app.stop()
+        await watch.stop()
 
 
 if __name__ == "__main__":

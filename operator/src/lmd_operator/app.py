@@ -11,10 +11,11 @@ import logging
 import os
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
+from lmd_operator.api.status import Status
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.connection import Connection, own_namespace
@@ -37,7 +38,8 @@ from lmd_operator.version import VERSION
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
-EXIT_LOST_LEADERSHIP = 3
+RELEASE_SECONDS = 3.0
+"""What giving the lease back may take at the end; a successor can wait for it to expire."""
 GHOST_CHECK_SECONDS = 300.0
 
 
@@ -48,7 +50,7 @@ class App:
         self._settings = settings
         self.metrics = Metrics()
         self._session = connection.session(f"lmd-operator/{VERSION}")
-        self._api = Api(connection, self._session, self.metrics.count_request)
+        self._api = Api(connection, self._session, self.metrics.count_request, lambda: self._leadership.is_leader)
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self.parents = Parents()
         self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
@@ -64,6 +66,7 @@ class App:
             self._api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
         )
         self._health = Health(self.metrics, self.queue, self._reflectors)
+        self.metrics.tell_of(self._statuses)
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: Any = None
         self._ghosts_suspected = asyncio.Event()
@@ -81,8 +84,8 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(ApiError):
-            await self._leadership.release()
+        with suppress(ApiError, TimeoutError):
+            await asyncio.wait_for(self._leadership.release(), RELEASE_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
         await self._session.close()
@@ -95,11 +98,7 @@ class App:
         """Take in what kopf heard of one of our objects."""
         metadata = document["metadata"]
         key = (metadata["namespace"], metadata["name"])
-        if is_gone:
-            changed = self.parents.remove(*key, metadata["uid"])
-            self._forget_metrics(key)
-        else:
-            changed = self.parents.put(document)
+        changed = self.parents.remove(*key, metadata["uid"]) if is_gone else self.parents.put(document)
         if changed:
             self.queue.add(key)
 
@@ -107,25 +106,30 @@ class App:
         if record.owner:
             self.queue.add((record.namespace, record.owner))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         task.add_done_callback(_end_if_it_failed)
         self._tasks.append(task)
+        return task
 
     async def _lead(self) -> None:
-        """Wait for all caches and for the lease, work, and end the process when the lease is lost."""
+        """Wait for all caches, then work while the lease is ours; without it stand by, with warm caches, and try again."""
         for reflector in self._reflectors:
             await reflector.synced.wait()
-        leadership = asyncio.create_task(self._leadership.run())
-        self._tasks.append(leadership)
-        await self._leadership.acquired.wait()
-        self._health.is_leader = True
-        for _ in range(self._settings.workers):
-            self._spawn(self._work())
-        self._spawn(self._check_for_ghosts())
-        await leadership
-        log.error("Leadership was lost; ending, so that a fresh process starts")
-        os._exit(EXIT_LOST_LEADERSHIP)
+        self._spawn(self._leadership.run())
+        while True:
+            await self._leadership.acquired.wait()
+            self._health.is_leader = True
+            for key in self.parents:
+                self.queue.add(key)
+            working = [self._spawn(self._work()) for _ in range(self._settings.workers)]
+            working.append(self._spawn(self._check_for_ghosts()))
+            await self._leadership.lost.wait()
+            self._health.is_leader = False
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+            self._tasks = [task for task in self._tasks if task not in working]
 
     async def _work(self) -> None:
         while True:
@@ -140,40 +144,41 @@ class App:
                 self.metrics.reconciles.labels(outcome).inc()
 
     async def _reconcile(self, key: Key) -> str:
-        where = {"object": "/".join(key)}
         try:
             result = await self._reconciler.reconcile(key)
+            await self._tell(key, result)
         except ApiError as error:
-            delay = self.queue.failed(key, error.retry_after_seconds or 0.0)
-            log.warning("Reconcile failed: %s; retry_seconds=%.2f", error, delay, extra=where)
-            return "retry"
+            return self._try_again(key, error)
         except Exception:
             delay = self.queue.failed(key, 1.0)
-            log.exception("Reconcile failed by a defect; retry_seconds=%.1f", delay, extra=where)
+            log.exception("Reconcile failed by a defect; retry_seconds=%.1f", delay, extra={"object": "/".join(key)})
             return "defect"
+        if result.retry is not None:
+            return self._try_again(key, result.retry)
         self.queue.succeeded(key)
         if self.parents.get(key) is None:
             self.queue.forget(key)
             return "gone"
         self.queue.add_after(key, result.again_seconds or self._settings.resync_seconds * (0.9 + 0.2 * random.random()))
-        await self._tell(key, result)
         return "done"
+
+    def _try_again(self, key: Key, error: ApiError) -> str:
+        delay = self.queue.failed(key, error.retry_after_seconds or 0.0)
+        log.warning("Reconcile failed: %s; retry_seconds=%.2f", error, delay, extra={"object": "/".join(key)})
+        return "retry"
 
     async def _tell(self, key: Key, result: Result) -> None:
         parent = self.parents.get(key)
         if result.current is None or parent is None:
             return
-        for condition in result.current.conditions:
-            for status in ("True", "False", "Unknown"):
-                self.metrics.condition.labels(*key, condition.type, status).set(condition.status == status)
-        self.metrics.replicas.labels(*key, "ready").set(result.current.ready_replicas)
-        self.metrics.replicas.labels(*key, "existing").set(result.current.replicas)
         self.metrics.objects.set(len(self.parents))
         await self._announcer.tell(parent, result.news)
 
-    def _forget_metrics(self, key: Key) -> None:
-        self.metrics.condition.remove_by_labels({"namespace": key[0], "name": key[1]})
-        self.metrics.replicas.remove_by_labels({"namespace": key[0], "name": key[1]})
+    def _statuses(self) -> Iterator[tuple[Key, Status]]:
+        """Yield the status of every object; of several operators, only the leader tells."""
+        for key in self.parents if self._leadership.is_leader else ():
+            if (parent := self.parents.get(key)) is not None:
+                yield key, parent.status
 
     async def _check_for_ghosts(self) -> None:
         """Find objects that were deleted while nobody watched: kopf's relist does not report them (kopf 1.45.2)."""

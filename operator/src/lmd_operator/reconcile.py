@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmd_operator.api.parse import parse
@@ -16,13 +16,13 @@ from lmd_operator.api.status import Revision, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
-from lmd_operator.cluster.door import Door, ForeignObjectError
+from lmd_operator.cluster.door import Child, Door, ForeignObjectError
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import BY_NAME, CHILDREN, CONFIG_MAP, DEPLOYMENT, LARGE_MODEL_DEPLOYMENT, POD, Kind
+from lmd_operator.cluster.kinds import CHILDREN, CONFIG_MAP, DEPLOYMENT, LARGE_MODEL_DEPLOYMENT, POD, Kind
 from lmd_operator.cluster.parents import Parent, Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
-from lmd_operator.names import STATUS_MANAGER
+from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
 from lmd_operator.observed import DeploymentState, PodState
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings
@@ -40,11 +40,15 @@ PROGRESS_STATUS_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a reconcile leads to: when to look again, and what has changed in the status, for events."""
+    """What a reconcile leads to: when to look again, and what has changed in the status, for events.
+
+    `retry` is what did not work and is worth another try soon, after the news have been told.
+    """
 
     again_seconds: float | None = None
     current: Status | None = None
     news: list[Told] = field(default_factory=list)
+    retry: ApiError | None = None
 
 
 @dataclass(slots=True)
@@ -53,8 +57,9 @@ class Memory:
 
     generation: int = -1
     uid: str = ""
+    owner: LargeModelDeployment | None = None
     built: Desired | None = None
-    documents: tuple[dict[str, Any], ...] = ()
+    children: tuple[Child, ...] = ()
     is_applied: bool = False
     status_at: float = field(default=float("-inf"))
 
@@ -96,29 +101,28 @@ class Reconciler:
         built = memory.built
         if built is None:
             raise TypeError("a parsed object has been built")
-        if memory.is_applied and self._lacks_children(memory.documents) and not await self._exists(parent):
+        if memory.is_applied and self._lacks_children(memory.children) and not await self._exists(parent):
             return Result()
-        failures, retry = await self._apply(memory.documents, parent.uid)
+        failures, retry = await self._apply(memory.children, parent.uid)
+        if not memory.is_applied and not parent.status.conditions:
+            memory.status_at = self._clock()  # one write tells more a second later, and children of a thousand new objects go first
         memory.is_applied = True
-        await self._prune(key, parent.uid, owner, memory.documents)
+        await self._prune(key, parent.uid, owner, memory.children)
         status = summarize(owner, built, self._observe(parent, failures), parent.status, self._now())
-        result = await self._report(parent, memory, status)
-        if retry is not None:
-            raise retry
-        return result
+        return replace(await self._report(parent, memory, status), retry=retry)
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
-        """Return the typed object; rendering is done once per generation."""
-        owner = parse(parent.document(), strict=False)
-        if memory.built is None or (memory.generation, memory.uid) != (parent.generation, parent.uid):
-            memory.built = desired(owner, self._settings)
-            memory.documents = tuple(document(resource) for resource in memory.built.resources)
+        """Return the typed object; reading and rendering are done once per generation, and the typed children not kept: they are large."""
+        if memory.owner is None or (memory.generation, memory.uid) != (parent.generation, parent.uid):
+            owner = parse(parent.document(), strict=False)
+            built = desired(owner, self._settings)
+            memory.children = tuple(Child.of(document(resource)) for resource in built.resources)
+            memory.owner, memory.built = owner, replace(built, resources=())
             memory.generation, memory.uid = parent.generation, parent.uid
-        return owner
+        return memory.owner
 
-    def _lacks_children(self, documents: tuple[dict[str, Any], ...]) -> bool:
-        names = ((BY_NAME[child["kind"]], child["metadata"]) for child in documents)
-        return any(self._caches[kind].get(metadata["namespace"], metadata["name"]) is None for kind, metadata in names)
+    def _lacks_children(self, children: tuple[Child, ...]) -> bool:
+        return any(self._caches[child.kind].get(child.namespace, child.name) is None for child in children)
 
     async def _exists(self, parent: Parent) -> bool:
         """Ask whether the object is still there: children that vanish may have followed it, and its deletion may have been missed.
@@ -127,32 +131,34 @@ class Reconciler:
         """
         live = await self._api.get(LARGE_MODEL_DEPLOYMENT, parent.namespace, parent.name)
         if live is not None and live["metadata"]["uid"] == parent.uid:
-            return True
+            self._parents.put(live)
+            return not live["metadata"].get("deletionTimestamp")
         self._parents.remove(parent.namespace, parent.name, parent.uid)
         self._forget((parent.namespace, parent.name))
         if live is not None:
             self._parents.put(live)
         return False
 
-    async def _apply(self, documents: tuple[dict[str, Any], ...], uid: str) -> tuple[list[str], ApiError | None]:
+    async def _apply(self, children: tuple[Child, ...], uid: str) -> tuple[list[str], ApiError | None]:
         """Apply every child, whatever happens to the others; return what failed in words, and what is worth another try."""
         failures: list[str] = []
         retry: ApiError | None = None
-        for child in documents:
+        for child in children:
             try:
                 await self._door.apply(child, uid)
             except ForeignObjectError as error:
                 failures.append(error.detail)
             except ApiError as error:
-                if error.status not in (403, 422):
+                if error.status not in (403, 409, 422):
                     raise
-                failures.append(str(error))
                 retry = error
+                if error.status != 409:  # a conflict or a child that is ending passes by itself
+                    failures.append(str(error))
         return failures, retry
 
-    async def _prune(self, key: Key, uid: str, owner: LargeModelDeployment, documents: tuple[dict[str, Any], ...]) -> None:
+    async def _prune(self, key: Key, uid: str, owner: LargeModelDeployment, children: tuple[Child, ...]) -> None:
         """Delete what is ours and no longer wanted; of ConfigMaps, keep those that pods or a rollback may need."""
-        wanted = {(child["kind"], child["metadata"]["name"]) for child in documents}
+        wanted = {(child.kind.name, child.name) for child in children}
         keep = self._kept_config_maps(key, owner)
         for kind in CHILDREN:
             for record in self._caches[kind].of(*key):
@@ -166,8 +172,12 @@ class Reconciler:
 
     def _kept_config_maps(self, key: Key, owner: LargeModelDeployment) -> set[str]:
         records = self._revisions(key)
-        used = {pod.state.revision for pod in self._caches[POD].of(*key) if isinstance(pod.state, PodState)}
         newest = records[: owner.spec.rollout.revision_history_limit + 1]
+        if len(newest) == len(records):
+            return {record.name for record in records}
+        used = {pod.state.revision for pod in self._caches[POD].of(*key) if isinstance(pod.state, PodState)}
+        if (deployment := self._caches[DEPLOYMENT].get(*key)) is not None:  # one that could not be changed still makes old pods
+            used.add(deployment.owned_fields()["spec"]["template"]["metadata"].get("labels", {}).get(LABEL_REVISION, ""))
         return {record.name for record in [*newest, *(record for record in records if record.revision in used)]}
 
     def _revisions(self, key: Key) -> list[Record]:
@@ -190,14 +200,19 @@ class Reconciler:
         """Write the status if it differs; news of progress only, at most every few seconds."""
         previous = parent.status
         if status == previous:
-            return Result()
+            return Result(current=status)
         least = FLIP_STATUS_SECONDS if _flips(previous, status) else PROGRESS_STATUS_SECONDS
         wait = memory.status_at + least - self._clock()
         if wait > 0:
             return Result(again_seconds=wait)
-        written = await self._api.apply(
-            LARGE_MODEL_DEPLOYMENT, _status_document(parent, status), manager=STATUS_MANAGER, subresource="status"
-        )
+        try:
+            written = await self._api.apply(
+                LARGE_MODEL_DEPLOYMENT, _status_document(parent, status), manager=STATUS_MANAGER, subresource="status"
+            )
+        except ApiError as error:
+            if error.status in (404, 409) and not await self._exists(parent):
+                return Result()
+            raise
         memory.status_at = self._clock()
         self._parents.put(written)
         return Result(current=status, news=transitions(previous, status, self._texts(parent, previous), self._texts(parent, status)))

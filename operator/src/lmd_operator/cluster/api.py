@@ -11,7 +11,7 @@ import aiohttp
 
 from lmd_operator.cluster.connection import Connection
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import Kind
+from lmd_operator.cluster.kinds import LEASE, Kind
 from lmd_operator.names import FIELD_MANAGER
 
 Document = dict[str, Any]
@@ -29,10 +29,14 @@ WATCH_SILENCE_SECONDS = 150.0
 class Api:
     """One API server, spoken to over one session."""
 
-    def __init__(self, connection: Connection, session: aiohttp.ClientSession, count: Count) -> None:
+    def __init__(
+        self, connection: Connection, session: aiohttp.ClientSession, count: Count, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`may_write` is asked before each write but those of the lease: a process that was paused must not go on as if it led."""
         self._connection = connection
         self._session = session
         self._count = count
+        self._may_write = may_write
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Document | None:
         """Return an object, or None when there is none."""
@@ -49,9 +53,15 @@ class Api:
         Force is right for a controller: it is the one source of its fields, and a conflict would only be retried.
         """
         metadata = document["metadata"]
-        path = kind.path(metadata["namespace"], metadata["name"], subresource)
+        content = json.dumps(document).encode()
+        return await self.apply_content(kind, metadata["namespace"], metadata["name"], content, manager=manager, subresource=subresource)
+
+    async def apply_content(
+        self, kind: Kind, namespace: str, name: str, content: bytes, *, manager: str = FIELD_MANAGER, subresource: str | None = None
+    ) -> Document:
+        """Do the same with a document that is JSON already."""
         parameters = {"fieldManager": manager, "force": "true"}
-        return await self._request("apply", kind, "PATCH", path, parameters, document, APPLY)
+        return await self._request("apply", kind, "PATCH", kind.path(namespace, name, subresource), parameters, content, APPLY)
 
     async def merge(self, kind: Kind, namespace: str, name: str, change: Document) -> Document:
         """Merge a change into an object that exists. Raises `ApiError` 404 when it does not."""
@@ -129,16 +139,18 @@ class Api:
         method: str,
         path: str,
         parameters: Mapping[str, str] | None = None,
-        body: Document | None = None,
+        body: Document | bytes | None = None,
         content_type: str = "application/json",
     ) -> Document:
         doing = f"{verb} of {path}"
-        headers = self._connection.headers()
         data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = content_type
+        if method != "GET" and kind is not LEASE and not self._may_write():
+            raise ApiError(doing, 0, "this process is not the leader")
         try:
+            headers = self._connection.headers()
+            if body is not None:
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                headers["Content-Type"] = content_type
             async with self._session.request(method, path, params=parameters, data=data, headers=headers) as response:
                 content = await response.read()
                 self._count(verb, kind.plural, response.status)

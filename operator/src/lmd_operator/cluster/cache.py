@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from lmd_operator.cluster.kinds import Kind
-from lmd_operator.cluster.records import Record, record
+from lmd_operator.cluster.records import Record, record, version_number
 
 Changed = Callable[[Record, bool], None]
 """Told the record, and whether it is gone."""
@@ -41,15 +42,22 @@ class Cache:
     def __len__(self) -> int:
         return len(self._records)
 
-    def put(self, document: dict[str, Any]) -> Record:
-        """Take in an object from a watch or from the answer to a write; older news than known changes nothing."""
-        new = record(self.kind, document)
-        key = (new.namespace, new.name)
+    def put(self, document: dict[str, Any], *, is_own: bool = False) -> Record:
+        """Take in an object from a watch or from the answer to a write; older news than known changes nothing.
+
+        Not reported are the answer to an own write, which its writer knows, and news of nothing that a record holds: each
+        would cost a reconcile that finds nothing to do.
+        """
+        metadata = document["metadata"]
+        key = (metadata["namespace"], metadata["name"])
         old = self._records.get(key)
-        if old is not None and old.uid == new.uid and old.version >= new.version:
+        # also of a predecessor of the same name; before anything is made of it, as each own write comes back by the watch
+        if old is not None and old.version >= version_number(metadata.get("resourceVersion", "")):
             return old
+        new = record(self.kind, document, old)
         self._store(key, new)
-        self._changed(new, False)
+        if not is_own and (old is None or replace(old, version=new.version) != new):
+            self._changed(new, False)
         return new
 
     def remove(self, namespace: str, name: str, uid: str) -> None:

@@ -84,7 +84,8 @@ def connect() -> Connection:
     except (ConfigException, OSError, TypeError) as error:
         raise NoClusterError(f"no cluster to talk to: {error}. Set KUBECONFIG, or run inside a pod with a service account") from error
     in_pod = SERVICE_ACCOUNT_TOKEN.exists()
-    given = str(configuration.get_api_key_with_prefix("authorization") or "")
+    # the client's own name for it has changed between its versions
+    given = next((str(key) for name in ("BearerToken", "authorization") if (key := configuration.get_api_key_with_prefix(name))), "")
     return Connection(
         server=configuration.host,
         ca_file=configuration.ssl_ca_cert,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +16,11 @@ from typing import Any, Literal
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import BY_NAME, Kind
+from lmd_operator.cluster.kinds import BY_NAME, LARGE_MODEL_DEPLOYMENT, Kind
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.records import Record, owned_fields
-from lmd_operator.names import ANNOTATION_APPLIED
+from lmd_operator.cluster.records import record as make_record
+from lmd_operator.names import ANNOTATION_APPLIED, LABEL_DEPLOYMENT
 
 Document = dict[str, Any]
 Outcome = Literal["created", "changed", "unchanged"]
@@ -33,6 +35,41 @@ class ForeignObjectError(ApiError):
         owned = f"belongs to {owner}" if owner else "exists and was not made by this operator"
         message = f"{kind.name} {name} {owned}: delete or rename it, or give this object another name"
         super().__init__(f"applying {kind.name} {name}", 409, message, "Foreign")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child as it is sent: signed, and compressed, as it is kept as long as its object but rarely needed.
+
+    `owner` is the name of the object it belongs to.
+    """
+
+    kind: Kind
+    namespace: str
+    name: str
+    owner: str
+    signature: str
+    content: bytes
+
+    @classmethod
+    def of(cls, document: Document) -> Child:
+        """Sign a document with its own hash as an annotation: a field that is no longer sent changes it too."""
+        signature = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=12).hexdigest()
+        metadata = document["metadata"]
+        annotations = {**metadata.get("annotations", {}), ANNOTATION_APPLIED: signature}
+        content = json.dumps({**document, "metadata": {**metadata, "annotations": annotations}}).encode()
+        return cls(
+            kind=BY_NAME[document["kind"]],
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            owner=metadata["labels"][LABEL_DEPLOYMENT],
+            signature=signature,
+            content=zlib.compress(content),
+        )
+
+    def sent(self) -> bytes:
+        """Return the JSON text that is sent."""
+        return zlib.decompress(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +88,18 @@ class Door:
         self._caches = caches
         self._settled: dict[tuple[str, str, str], _Settled] = {}
 
-    async def apply(self, document: Document, owner_uid: str) -> Outcome:
-        """Make one child what the document says. Raises `ForeignObjectError` instead of taking what is not ours."""
-        kind = BY_NAME[document["kind"]]
-        namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
-        cache = self._caches[kind]
-        known = cache.get(namespace, name)
-        if known is None:
-            await self._require_ours(kind, namespace, name, owner_uid)
-        elif known.owner_uid != owner_uid:
-            raise ForeignObjectError(kind, name, known.owner if known.owner_uid else "")
-        elif known.is_going:
-            raise ApiError(f"applying {kind.name} {name}", 409, f"{kind.name} {name} is being deleted; it will be made anew", "Terminating")
-        document = _signed(document)
-        key = (kind.name, namespace, name)
-        if known is not None and self._is_settled(key, document, known):
+    async def apply(self, child: Child, owner_uid: str) -> Outcome:
+        """Make one child what it should be. Raises `ForeignObjectError` instead of taking what is not ours."""
+        cache = self._caches[child.kind]
+        known = cache.get(child.namespace, child.name)
+        live = known or await self._look(child)
+        if live is not None:
+            _require_ours(live, child.owner, owner_uid)
+        key = (child.kind.name, child.namespace, child.name)
+        if known is not None and self._is_settled(key, child, known):
             return "unchanged"
-        stored = cache.put(await self._api.apply(kind, document))
-        self._settled[key] = _Settled(_signature(document), stored.digest)
+        stored = cache.put(await self._api.apply_content(child.kind, child.namespace, child.name, child.sent()), is_own=True)
+        self._settled[key] = _Settled(child.signature, stored.digest)
         return "created" if known is None else "changed"
 
     async def delete(self, record: Record) -> None:
@@ -83,33 +114,38 @@ class Door:
             for record in cache.of(namespace, owner):
                 self._settled.pop((kind.name, namespace, record.name), None)
 
-    def _is_settled(self, key: tuple[str, str, str], document: Document, known: Record) -> bool:
+    def _is_settled(self, key: tuple[str, str, str], child: Child, known: Record) -> bool:
         """Compare deeply only where the shortcut fails: after a restart, or after somebody's change."""
-        now = _Settled(_signature(document), known.digest)
+        now = _Settled(child.signature, known.digest)
         if self._settled.get(key) == now:
             return True
-        if not covers(known.owned_fields(), owned_fields(document)):
+        if not covers(known.owned_fields(), owned_fields(json.loads(child.sent()))):
             return False
         self._settled[key] = now
         return True
 
-    async def _require_ours(self, kind: Kind, namespace: str, name: str, owner_uid: str) -> None:
+    async def _look(self, child: Child) -> Record | None:
         """Look whether a name that is not in the cache is really free; our label may have been taken off it."""
-        live = await self._api.get(kind, namespace, name)
-        if live is None:
-            return
-        controller = next((entry for entry in live["metadata"].get("ownerReferences") or [] if entry.get("controller")), None)
-        if controller is None or controller.get("uid") != owner_uid:
-            raise ForeignObjectError(kind, name, f"{controller['kind']} {controller['name']}" if controller else "")
+        live = await self._api.get(child.kind, child.namespace, child.name)
+        return None if live is None else make_record(child.kind, live)
 
 
-def _signed(document: Document) -> Document:
-    """Return the document with its own hash as an annotation: a field that is no longer sent changes it too."""
-    digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=12).hexdigest()
-    metadata = document["metadata"]
-    annotations = {**metadata.get("annotations", {}), ANNOTATION_APPLIED: digest}
-    return {**document, "metadata": {**metadata, "annotations": annotations}}
+def _require_ours(live: Record, owner: str, owner_uid: str) -> None:
+    """Raise unless the live object may be written: it is ours, or it was and has lost its owner.
+
+    What a deleted object of the same name has left is in nobody's way for long: the garbage collector takes it.
+    """
+    doing, what = f"applying {live.kind.name} {live.name}", f"{live.kind.name} {live.name}"
+    if live.owner_uid != owner_uid and (live.controller or not _carries_our_marks(live, owner)):
+        if live.controller == f"{LARGE_MODEL_DEPLOYMENT.name} {owner}":
+            raise ApiError(doing, 409, f"{what} is left of a deleted object of the same name; it will be made anew", "Terminating")
+        raise ForeignObjectError(live.kind, live.name, live.controller)
+    if live.is_going:
+        raise ApiError(doing, 409, f"{what} is being deleted; it will be made anew", "Terminating")
 
 
-def _signature(document: Document) -> str:
-    return str(document["metadata"]["annotations"][ANNOTATION_APPLIED])
+def _carries_our_marks(live: Record, owner: str) -> bool:
+    """Return whether an object without a controller has our label and our annotation, which nobody else writes."""
+    metadata = live.owned_fields().get("metadata", {})
+    label = metadata.get("labels", {}).get(LABEL_DEPLOYMENT)
+    return label == owner and ANNOTATION_APPLIED in metadata.get("annotations", {})

@@ -19,12 +19,12 @@ def covers(live: Any, sent: Any) -> bool:
     """Return whether `live` has every field of `sent` with an equal value.
 
     Lists must have the same length: what others add to a list we own as a whole is drift. Texts that are equal as
-    quantities are equal (`1024Mi` is stored as `1Gi`).
+    quantities are equal (`1024Mi` is stored as `1Gi`). What is empty is often stored as nothing (`egress: []`).
     """
     if isinstance(sent, dict):
         if not sent:
             return live in ({}, None)
-        return isinstance(live, dict) and all(key in live and covers(live[key], value) for key, value in sent.items())
+        return isinstance(live, dict) and all(covers(live.get(key), value) for key, value in sent.items())
     if isinstance(sent, list):
         if not sent:
             return live in ([], None)

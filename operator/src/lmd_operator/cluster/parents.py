@@ -54,11 +54,12 @@ class Parents:
 
     def put(self, document: dict[str, Any]) -> bool:
         """Take in an object; return whether anything a reconcile looks at has changed. Older news than known changes nothing."""
-        new = _parent(document)
-        key = (new.namespace, new.name)
+        metadata = document["metadata"]
+        key = (metadata["namespace"], metadata["name"])
         old = self._parents.get(key)
-        if old is not None and old.uid == new.uid and old.version >= new.version:
+        if old is not None and old.version >= version_number(metadata["resourceVersion"]):  # also of a predecessor of the same name
             return False
+        new = _parent(document)
         self._parents[key] = new
         return old is None or (old.uid, old.generation, old.is_going, old.status) != (new.uid, new.generation, new.is_going, new.status)
 

@@ -23,7 +23,8 @@ Document = dict[str, Any]
 class Record:
     """One object. `owner` is the name of our object it belongs to, by label or by controller reference.
 
-    `owner_uid` is the uid of its controller, empty without one. `content` is what we could have written.
+    `controller` is the kind and the name of its controller and `owner_uid` the uid, both empty without one. `content` is
+    what we could have written.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Record:
     version: int
     created: str
     owner: str
+    controller: str
     owner_uid: str
     revision: str
     is_going: bool
@@ -46,12 +48,14 @@ class Record:
         return fields
 
 
-def record(kind: Kind, document: Document) -> Record:
-    """Return the record of an object as the API server sends it."""
+def record(kind: Kind, document: Document, known: Record | None = None) -> Record:
+    """Return the record of an object as the API server sends it; what `known` holds compressed already is not compressed again."""
     metadata = document["metadata"]
     labels = metadata.get("labels") or {}
     controller: Document = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
     content = b"" if kind is POD else json.dumps(owned_fields(document), sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.blake2b(content, digest_size=12).digest()
+    compressed = known.content if known is not None and known.digest == digest else zlib.compress(content, 6) if content else b""
     return Record(
         kind=kind,
         namespace=metadata["namespace"],
@@ -60,11 +64,12 @@ def record(kind: Kind, document: Document) -> Record:
         version=version_number(metadata.get("resourceVersion", "")),
         created=metadata.get("creationTimestamp") or "",
         owner=labels.get(LABEL_DEPLOYMENT) or (controller.get("name", "") if controller.get("kind") == "LargeModelDeployment" else ""),
+        controller=f"{controller['kind']} {controller['name']}" if controller else "",
         owner_uid=controller.get("uid", ""),
         revision=labels.get("largemodel.dev/revision", ""),
         is_going=bool(metadata.get("deletionTimestamp")),
-        digest=hashlib.blake2b(content, digest_size=12).digest(),
-        content=zlib.compress(content, 6) if content else b"",
+        digest=digest,
+        content=compressed,
         state=_state(kind, document),
     )
 

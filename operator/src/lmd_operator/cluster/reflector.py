@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
+SHORTEST_WATCH_SECONDS = 1.0
 
 
 class Reflector:
@@ -41,15 +42,17 @@ class Reflector:
 
     async def run(self) -> None:
         """Reflect until cancelled. Every failure is retried with a growing, jittered delay."""
-        failures = 0
+        failures, listed = 0, float("inf")
         while True:
             try:
                 since = await self._list()
-                failures = 0
+                listed = self._clock()
                 await self._watch(since)
             except ApiError as error:
-                failures += 0 if error.is_gone else 1
-                delay = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS) * (0.5 + 0.5 * random.random())
+                # a list that succeeds is no recovery while its watch fails at once
+                failures = 0 if self._clock() - listed > LONGEST_RETRY_SECONDS else failures + 1
+                listed = float("inf")
+                delay = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 10), LONGEST_RETRY_SECONDS) * (0.5 + 0.5 * random.random())
                 delay = max(delay, error.retry_after_seconds or 0.0)
                 log.warning("Reflecting failed: resource=%s error=%s retry_seconds=%.1f", self.name, error, delay)
                 await asyncio.sleep(delay)
@@ -64,6 +67,7 @@ class Reflector:
     async def _watch(self, since: str) -> None:
         """Watch from `since`, again and again, until the server says that it is too long ago."""
         while True:
+            began = self._clock()
             async for kind, document in self._api.watch(self._cache.kind, self._namespace, self._selector, since):
                 self._heard = self._clock()
                 metadata = document["metadata"]
@@ -73,3 +77,5 @@ class Reflector:
                 elif kind != "BOOKMARK":
                     self._cache.put(document)
             self._heard = self._clock()
+            if self._heard - began < SHORTEST_WATCH_SECONDS:  # a server that is going down ends watches as soon as they begin
+                await asyncio.sleep(SHORTEST_WATCH_SECONDS * (0.5 + 0.5 * random.random()))

@@ -62,7 +62,7 @@ class Health:
         """Start the server; the caller ends it with `cleanup`."""
         application = web.Application()
         application.add_routes([web.get("/healthz", self._healthz), web.get("/readyz", self._readyz), web.get("/metrics", self._scrape)])
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, host, port).start()
         return runner

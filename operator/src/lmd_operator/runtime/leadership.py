@@ -25,7 +25,10 @@ RETRY_SECONDS = 2.0
 
 
 class Leadership:
-    """Our claim to one Lease. `is_leader` is True only while renewals are younger than the deadline."""
+    """Our claim to one Lease. `is_leader` is True only while renewals are younger than the deadline.
+
+    Either `acquired` or `lost` is set, as `run` last found it.
+    """
 
     def __init__(self, api: Api, namespace: str, name: str, identity: str, clock: Callable[[], float]) -> None:
         self._api = api
@@ -37,6 +40,8 @@ class Leadership:
         self._seen: tuple[str, str] = ("", "")
         self._seen_at = clock()
         self.acquired = asyncio.Event()
+        self.lost = asyncio.Event()
+        self.lost.set()
 
     @property
     def is_leader(self) -> bool:
@@ -44,15 +49,28 @@ class Leadership:
         return self._clock() - self._renewed < RENEW_DEADLINE_SECONDS
 
     async def run(self) -> None:
-        """Acquire, then renew; return when leadership is lost. The process should end then and start afresh."""
+        """Acquire, renew, and after a loss acquire again, until cancelled."""
         while True:
             try:
                 await asyncio.wait_for(self._try(), RENEW_DEADLINE_SECONDS / 2)
             except (ApiError, TimeoutError) as error:
-                log.warning("The lease could not be renewed: lease=%s/%s error=%s", self._namespace, self._name, error)
-            if self.acquired.is_set() and not self.is_leader:
-                return
+                words = str(error) or "no answer"
+                log.warning("The lease could not be renewed: lease=%s/%s error=%s", self._namespace, self._name, words)
+            self._conclude()
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _conclude(self) -> None:
+        if self.is_leader == self.acquired.is_set():
+            return
+        where = (self._namespace, self._name, self._identity)
+        if self.is_leader:
+            log.info("Became the leader: lease=%s/%s identity=%s", *where)
+            self.lost.clear()
+            self.acquired.set()
+        else:
+            log.warning("Leadership was lost; standing by: lease=%s/%s identity=%s", *where)
+            self.acquired.clear()
+            self.lost.set()
 
     async def release(self) -> None:
         """Give the lease back, so that a successor need not wait for it to expire."""
@@ -70,15 +88,15 @@ class Leadership:
             await self._api.create(LEASE, self._document(0))
         else:
             spec = lease.get("spec") or {}
-            if spec.get("holderIdentity") not in ("", None, self._identity) and not self._is_expired(spec):
+            is_ours = spec.get("holderIdentity") == self._identity
+            if spec.get("holderIdentity") and not is_ours and not self._is_expired(spec):
+                self._renewed = float("-inf")
                 return
-            changes = int(spec.get("leaseTransitions") or 0) + (spec.get("holderIdentity") != self._identity)
-            lease["spec"] = self._document(changes)["spec"]
+            changes = int(spec.get("leaseTransitions") or 0) + (not is_ours)
+            since = {"acquireTime": spec["acquireTime"]} if is_ours and spec.get("acquireTime") else {}
+            lease["spec"] = self._document(changes)["spec"] | since
             await self._api.replace(LEASE, lease)
         self._renewed = started
-        if not self.acquired.is_set():
-            log.info("Became the leader: lease=%s/%s identity=%s", self._namespace, self._name, self._identity)
-            self.acquired.set()
 
     def _is_expired(self, spec: dict[str, Any]) -> bool:
         seen = (str(spec.get("holderIdentity")), str(spec.get("renewTime")))

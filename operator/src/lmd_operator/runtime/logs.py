@@ -34,5 +34,6 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.getLogger("kopf._core.reactor.running").addFilter(lambda record: "signals are ignored" not in record.getMessage())
     for chatty in ("kopf", "aiohttp.access", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,304 @@
+"""The queue, the matching, the caches and the lease, without a cluster and on a clock of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmd_operator.cluster.cache import Cache
+from lmd_operator.cluster.errors import ApiError
+from lmd_operator.cluster.kinds import SERVICE
+from lmd_operator.cluster.matching import covers
+from lmd_operator.cluster.parents import Parents
+from lmd_operator.cluster.records import Record, record
+from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, Leadership
+from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _ready(queue: WorkQueue[str]) -> list[str]:
+    """Take everything that is ready, in order."""
+    taken = []
+
+    async def take() -> None:
+        queue._wake = asyncio.Event()  # it belongs to one event loop, and here each look has its own
+        while True:
+            taken.append(await asyncio.wait_for(queue.get(), 0.01))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(take())
+    return taken
+
+
+def test_keys_come_once_in_the_order_in_which_they_were_added() -> None:
+    queue: WorkQueue[str] = WorkQueue(Clock())
+    for key in ("a", "b", "a", "c", "b"):
+        queue.add(key)
+    assert _ready(queue) == ["a", "b", "c"]
+
+
+def test_a_key_that_is_worked_on_comes_again_afterwards_and_not_before() -> None:
+    queue: WorkQueue[str] = WorkQueue(Clock())
+    queue.add("a")
+    assert _ready(queue) == ["a"]
+    queue.add("a")
+    assert _ready(queue) == []
+    queue.done("a")
+    assert _ready(queue) == ["a"]
+
+
+def test_the_earliest_date_counts() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add_after("a", 50)
+    queue.add_after("a", 10)
+    queue.add_after("a", 30)
+    clock.now += 9
+    assert _ready(queue) == []
+    clock.now += 2
+    assert _ready(queue) == ["a"]
+    queue.done("a")
+    clock.now += 100
+    assert _ready(queue) == []
+
+
+def test_failures_back_off_up_to_a_minute_and_for_ever() -> None:
+    queue: WorkQueue[str] = WorkQueue(Clock(), jitter=lambda: 1.0)
+    delays = [queue.failed("a") for _ in range(5000)]
+    assert delays[:4] == [0.05, 0.1, 0.2, 0.4]
+    assert delays[-1] == LONGEST_BACKOFF_SECONDS
+    assert queue.failed("b", 7.0) == 7.0
+    queue.succeeded("a")
+    assert queue.failed("a") == 0.05
+
+
+def test_dates_that_hold_no_more_are_cleared_away() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    for _ in range(10 * STALE_DATES):
+        clock.now += 0.1
+        queue.add_after("a", 36000)
+        queue.add("a")
+        assert queue.depth() == 1
+        queue._ready.clear()
+    assert len(queue._delayed) <= STALE_DATES + 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "get", "done", "forget"]), st.sampled_from("abc")), max_size=40))
+def test_no_key_is_worked_on_twice_at_a_time_and_none_is_lost(steps: list[tuple[str, str]]) -> None:
+    queue: WorkQueue[str] = WorkQueue(Clock())
+    active: set[str] = set()
+    owed: set[str] = set()
+    for step, key in steps:
+        match step:
+            case "add":
+                queue.add(key)
+                owed.add(key)
+            case "get" if queue.depth():
+                got = asyncio.run(queue.get())
+                assert got not in active
+                active.add(got)
+                owed.discard(got)
+            case "done" if key in active:
+                active.discard(key)
+                queue.done(key)
+            case "forget":
+                queue.forget(key)
+                owed.discard(key)
+    for key in active:
+        queue.done(key)
+    assert set(_ready(queue)) == owed
+
+
+@pytest.mark.parametrize(
+    ("live", "sent", "expected"),
+    [
+        pytest.param({"a": 1, "b": 2}, {"a": 1}, True, id="what others add is theirs"),
+        pytest.param({"b": 2}, {"a": 1}, False, id="a field of ours is missing"),
+        pytest.param({"a": [1, 2]}, {"a": [1]}, False, id="a list of ours is longer"),
+        pytest.param({"memory": "1Gi"}, {"memory": "1024Mi"}, True, id="the same quantity"),
+        pytest.param({"memory": "1Gi"}, {"memory": "1025Mi"}, False, id="another quantity"),
+        pytest.param({}, {"a": {}}, True, id="an empty mapping is stored as nothing"),
+        pytest.param({}, {"a": []}, True, id="an empty list is stored as nothing"),
+        pytest.param({"a": [1]}, {"a": []}, False, id="a list that should be empty"),
+        pytest.param({"a": "1"}, {"a": "2"}, False, id="another text"),
+    ],
+)
+def test_what_counts_as_drift(live: dict[str, Any], sent: dict[str, Any], expected: bool) -> None:
+    assert covers(live, sent) is expected
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), VALUES, min_size=1, max_size=4), st.dictionaries(st.text(max_size=3), VALUES, max_size=4))
+def test_everything_covers_itself_and_what_is_added_changes_nothing(sent: dict[str, Any], added: dict[str, Any]) -> None:
+    assert covers(sent, sent)
+    assert covers(added | sent, sent)
+
+
+def _service(name: str, version: int, *, uid: str = "u", owner: str = "small", **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "n", "uid": uid, "resourceVersion": str(version), "labels": {"largemodel.dev/deployment": owner}}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _cache() -> tuple[Cache, list[tuple[str, bool]]]:
+    heard: list[tuple[str, bool]] = []
+    return Cache(SERVICE, lambda changed, is_gone: heard.append((changed.name, is_gone))), heard
+
+
+def test_a_relist_reports_what_vanished_and_keeps_what_is_newer() -> None:
+    cache, heard = _cache()
+    for name, version in (("old", 5), ("kept", 6), ("newer", 20)):
+        cache.put(_service(name, version))
+    heard.clear()
+    cache.replace("n", [_service("kept", 6), _service("new", 9)], 10)
+    assert sorted(heard) == [("new", False), ("old", True)]
+    assert sorted(each.name for each in cache) == ["kept", "new", "newer"]
+    assert [each.name for each in cache.of("n", "small")] == ["kept", "new", "newer"]
+
+
+def test_a_relist_of_one_namespace_says_nothing_of_another() -> None:
+    cache, _ = _cache()
+    cache.put(_service("a", 1))
+    cache.replace("elsewhere", [], 10)
+    assert len(cache) == 1
+
+
+def test_older_news_change_nothing_and_a_late_end_spares_the_successor() -> None:
+    cache, heard = _cache()
+    cache.put(_service("a", 10, uid="second"))
+    heard.clear()
+    cache.put(_service("a", 9, uid="first"))
+    cache.remove("n", "a", "first")
+    known = cache.get("n", "a")
+    assert known is not None
+    assert (known.uid, heard) == ("second", [])
+
+
+def test_a_changed_owner_moves_the_index() -> None:
+    cache, _ = _cache()
+    cache.put(_service("a", 1))
+    cache.put(_service("a", 2, owner="large"))
+    assert (cache.of("n", "small"), len(cache.of("n", "large"))) == ([], 1)
+
+
+def test_late_news_of_a_predecessor_do_not_replace_an_object() -> None:
+    parents = Parents()
+
+    def parent(uid: str, version: int) -> dict[str, Any]:
+        metadata = {"name": "small", "namespace": "n", "uid": uid, "resourceVersion": str(version), "generation": 1}
+        return {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": metadata, "spec": {}}
+
+    assert parents.put(parent("second", 10))
+    assert not parents.put(parent("first", 9))
+    assert not parents.remove("n", "small", "first")
+    found = parents.get(("n", "small"))
+    assert found is not None
+    assert found.uid == "second"
+
+
+def test_a_record_knows_its_controller_and_ignores_the_servers_bookkeeping() -> None:
+    document = _service("a", 1, ports=[])
+    document["metadata"]["ownerReferences"] = [
+        {"kind": "Other", "name": "other", "uid": "o"},
+        {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True},
+    ]
+    first: Record = record(SERVICE, document)
+    later = record(SERVICE, {**document, "status": {"x": 1}, "metadata": {**document["metadata"], "managedFields": [], "generation": 7}})
+    assert (first.owner, first.owner_uid, first.controller) == ("small", "p", "LargeModelDeployment small")
+    assert first.digest == later.digest
+
+
+class LeaseApi:
+    """One lease in memory; `is_down` refuses everything."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.is_down = False
+
+    async def get(self, *_: object) -> dict[str, Any] | None:
+        if self.is_down:
+            raise ApiError("getting", 503, "down")
+        return None if self.lease is None else {**self.lease, "spec": dict(self.lease["spec"])}
+
+    async def create(self, _: object, document: dict[str, Any]) -> None:
+        self.lease = document
+
+    async def replace(self, _: object, document: dict[str, Any]) -> None:
+        self.lease = document
+
+
+def _claim(api: LeaseApi, name: str, clock: Clock) -> Leadership:
+    return Leadership(api, "n", "lease", name, clock)  # type: ignore[arg-type]
+
+
+def _turn(claim: Leadership) -> bool:
+    """Run one round of the claim, to its first sleep; return whether it leads then."""
+
+    async def run() -> None:
+        task = asyncio.create_task(claim.run())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert claim.acquired.is_set() != claim.lost.is_set()
+    return claim.acquired.is_set()
+
+
+def test_a_lease_is_taken_when_its_holder_has_been_silent_for_its_duration() -> None:
+    clock, api = Clock(), LeaseApi()
+    first, second = _claim(api, "first", clock), _claim(api, "second", clock)
+    assert _turn(first)
+    assert not _turn(second)
+    clock.now += LEASE_SECONDS - 1
+    assert not _turn(second)
+    clock.now += 2
+    assert _turn(second)
+    assert not _turn(first), "the first sees the second"
+
+
+def test_a_leader_that_cannot_renew_stands_by_and_leads_again() -> None:
+    clock, api = Clock(), LeaseApi()
+    claim = _claim(api, "first", clock)
+    assert _turn(claim)
+    api.is_down = True
+    clock.now += RENEW_DEADLINE_SECONDS - 1
+    assert _turn(claim)
+    clock.now += 2
+    assert not claim.is_leader
+    assert not _turn(claim)
+    api.is_down = False
+    assert _turn(claim)
+
+
+def test_a_released_lease_is_free_at_once_and_counts_a_transition() -> None:
+    clock, api = Clock(), LeaseApi()
+    first, second = _claim(api, "first", clock), _claim(api, "second", clock)
+    assert _turn(first)
+    asyncio.run(first.release())
+    assert _turn(second)
+    assert api.lease is not None
+    assert (api.lease["spec"]["holderIdentity"], api.lease["spec"]["leaseTransitions"]) == ("second", 1)
+
+
+@pytest.mark.parametrize("spec", [{}, {"holderIdentity": ""}, {"holderIdentity": None, "leaseTransitions": None}])
+def test_a_lease_without_a_holder_is_taken(spec: dict[str, Any]) -> None:
+    api = LeaseApi()
+    api.lease = {"metadata": {}, "spec": spec}
+    assert _turn(_claim(api, "first", Clock()))
