@@ -8,7 +8,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-reliability bench-operator cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -21,8 +21,20 @@ test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers
 	$(BIN)/pytest -m model
 	$(BIN)/pytest -m cluster
 
-test-cluster: $(VENV)/.dev ## Run the tests that need a control plane
+test-test-reliability: $(VENV)/.dev ## Kill and cut what the operator stands on; long, not part of `test`
+	$(BIN)/pytest -n 2 -m reliability
+
+bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
+	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
+
+cluster: $(VENV)/.dev ## Run the tests that need a control plane
 	$(BIN)/pytest -m cluster
+
+test-reliability: $(VENV)/.dev ## Kill and cut what the operator stands on; long, not part of `test`
+	$(BIN)/pytest -n 2 -m reliability
+
+bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
+	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
 
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up
@@ -33,7 +45,7 @@ cluster-down: $(VENV)/.dev ## End it and remove everything of it
 check: $(VENV)/.dev fmt-check lint types imports check-generated test-fast ## Format, lint, types, import contracts, generated files, fast tests
 
 test-fast: $(VENV)/.dev
-	$(BIN)/pytest -n 2 -m "not model and not cluster"
+	$(BIN)/pytest -n 2 -m "not model and not cluster and not reliability"
 
 fmt: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -1,0 +1,74 @@
+"""Operators on the real plane, the objects they look after, and quiet as the proof that they are done."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lmd_plane.client import Api
+from lmd_plane.faults import FaultProxy
+from lmd_plane.objects import Objects
+from lmd_plane.operators import Operator, enrol
+from lmd_plane.plane import Plane
+
+SAMPLE = Path(__file__).parents[3] / "crds" / "examples" / "smollm2.yaml"
+IS_LONG = os.environ.get("LMD_LONG") == "1"
+SETTLE_SECONDS = 2.5
+"""What may still be written after everything looks settled: the last status waits for a second since the one before."""
+
+EnrolOne = Callable[..., Operator]
+
+
+@pytest.fixture
+def make_operator(own_plane: Plane, namespace: str, crd: dict[str, Any], tmp_path: Path) -> Iterator[EnrolOne]:
+    """Enrol operators for the test's namespace; they end with the test, and their logs are shown when it fails."""
+    made: list[Operator] = []
+
+    def make(name: str = "operator", proxy: FaultProxy | None = None) -> Operator:
+        made.append(enrol(own_plane, name, namespace, tmp_path, proxy))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.kill()
+        print(f"---- {operator.name}\n{operator.words()[-12000:]}")
+
+
+@pytest.fixture
+def operator(make_operator: EnrolOne) -> Operator:
+    """An operator that runs and leads, on the direct way to the API server."""
+    operator = make_operator()
+    operator.start()
+    operator.wait_leading()
+    return operator
+
+
+@pytest.fixture
+def faulty(make_operator: EnrolOne, faults: FaultProxy) -> Operator:
+    """An operator behind the fault proxy, not started yet."""
+    return make_operator(proxy=faults)
+
+
+@pytest.fixture
+def objects(api: Api, namespace: str, crd: dict[str, Any]) -> Objects:
+    """Our objects in the test's namespace."""
+    return Objects(api, namespace, yaml.safe_load(SAMPLE.read_text()))
+
+
+@pytest.fixture
+def assert_quiet(own_plane: Plane) -> Callable[..., None]:
+    """Fail when an operator writes anything for a while."""
+
+    def check(operator: Operator, *, seconds: float = 6.0) -> None:
+        time.sleep(SETTLE_SECONDS)
+        mark = own_plane.audit.mark()
+        time.sleep(seconds)
+        written = operator.writes(own_plane, mark)
+        assert not written, [(entry.verb, entry.resource, entry.subresource, entry.name, entry.code) for entry in written]
+
+    return check
