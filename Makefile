@@ -21,13 +21,7 @@ test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers
 	$(BIN)/pytest -m model
 	$(BIN)/pytest -m cluster
 
-test-test-reliability: $(VENV)/.dev ## Kill and cut what the operator stands on; long, not part of `test`
-	$(BIN)/pytest -n 2 -m reliability
-
-bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
-	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
-
-cluster: $(VENV)/.dev ## Run the tests that need a control plane
+test-cluster: $(VENV)/.dev ## Run the tests that need a control plane
 	$(BIN)/pytest -m cluster
 
 test-reliability: $(VENV)/.dev ## Kill and cut what the operator stands on; long, not part of `test`

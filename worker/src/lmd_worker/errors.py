@@ -32,8 +32,9 @@ class RankError(WorkerError):
 
 
 class BadRequestError(WorkerError):
-    """One request is wrong; `status` is the HTTP code its client gets."""
+    """One request is wrong; `status` is the HTTP code its client gets, with `retry_after_seconds` when trying again may help."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, status: int = 400, *, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_seconds = retry_after_seconds

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class Constraint(Protocol):
+    """What one answer may look like, such as a grammar. Only the leading rank asks it, one token after the other."""
+
+    def restrict(self, scores: Any) -> Any:
+        """Return `scores`, a [1, vocabulary] float32 tensor, with minus infinity where a token may not come next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on to the state after this token, which `restrict` has allowed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +31,8 @@ class Sampling:
 
     `max_tokens` counts generated tokens. `temperature` 0 is greedy, and `top_p`, `top_k` and `seed` then have no effect.
     `top_k` 0 keeps the whole vocabulary. The same seed and prompt give the same answer whatever else is running.
-    Generation ends, with reason "stop", after the first token in `stop_token_ids`.
+    Generation ends, with reason "stop", after the first token in `stop_token_ids`. `logprobs` asks for the log-probability of
+    each token made and of that many most likely ones beside it; None asks for none. `constraint` says which tokens may come.
     """
 
     max_tokens: int
@@ -28,15 +41,31 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities of one step, of the model's own scores before any sampling parameter: of the token that was
+    made, and of the most likely tokens, best first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is new about a request since it was last asked: `tokens` in order, and why it ended, if it has."""
+    """What is new about a request since it was last asked: `tokens` in order, and why it ended, if it has.
+
+    `logprobs` has one entry a token where the request asked for them and is empty otherwise.
+    """
 
     tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Engine(Protocol):
@@ -57,7 +86,7 @@ class Engine(Protocol):
         ...
 
     def submit(self, request_id: str, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Queue one request. The caller has checked length, vocabulary and that the id is new."""
+        """Queue one request. Raises `BadRequestError` for what would harm the engine or others; 429 where its queue is full."""
         ...
 
     def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
