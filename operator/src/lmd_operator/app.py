@@ -1,4 +1,6 @@
-"""The operator's own machinery: caches, queue, workers, leadership, health. kopf starts it, watches our objects and stops it.
+"""The operator's own machinery: caches, queue, workers, leadership, health.
+
+`__main__` starts and stops it; what kopf hears of our objects comes in by `parent_seen`.
 
 Every process fills its caches and answers its probes; only the leader works its queue.
 """

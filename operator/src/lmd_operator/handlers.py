@@ -140,12 +140,6 @@ class NoDiffs(kopf.DiffBaseStorage):
 def kopf_settings() -> kopf.OperatorSettings:
     """Return kopf's settings, where its defaults are wrong for us; each line has its reason."""
     settings = kopf.OperatorSettings()
-    configure(settings)
-    return settings
-
-
-def configure(settings: kopf.OperatorSettings) -> None:
-    """Set what the defaults get wrong for us; each line has its reason."""
     settings.scanning.disabled = True  # no watch of CRDs and namespaces, so no cluster-wide rights for it
     settings.posting.enabled = False  # events are ours, for transitions only
     settings.persistence.diffbase_storage = NoDiffs()
@@ -161,6 +155,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.queueing.error_delays = (1, 2, 5, 10, 30)  # the default ends at ten minutes
     settings.process.ultimate_exiting_timeout = None  # kopf would kill the process that long after it gave up
     settings.peering.standalone = True  # leadership is a Lease of ours
+    return settings
 
 
 def connection_info(connection: Connection) -> kopf.ConnectionInfo:

@@ -9,7 +9,6 @@ STATUS_MANAGER = "lmd-operator-status"
 
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
-LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_DEPLOYMENT = f"{GROUP}/deployment"
 """On every child and pod: the object's name. Selectors use this one alone, and it never changes."""
