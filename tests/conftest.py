@@ -1,7 +1,8 @@
-"""Models for tests: a real small one, converted once a machine, and tiny random ones, made once a session."""
+"""What several folders of tests share: models, a real small one and tiny random ones, and the documents of bad manifests."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SMOLLM2 = "smollm2-135m-instruct"
+BAD_MANIFESTS = Path(__file__).parent / "unit" / "lmd_operator" / "bad_manifests.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -104,3 +107,33 @@ def make_settings(tmp_path: Path) -> Callable[..., Any]:
         return Settings.from_model_config("model", tmp_path, config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bad_manifest() -> Callable[[dict[str, Any]], Any]:
+    """The document of one case of bad_manifests.yaml: as it stands, or the table's base with pointers removed and set."""
+    base = yaml.safe_load(BAD_MANIFESTS.read_text())["base"]
+
+    def build(case: dict[str, Any]) -> Any:
+        if "text" in case:
+            return yaml.safe_load(case["text"])
+        if "document" in case:
+            return case["document"]
+        document = copy.deepcopy(base)
+        for pointer in case.get("remove", []):
+            parent, key = _last_step(document, pointer)
+            del parent[key]
+        for pointer, value in case.get("set", {}).items():
+            parent, key = _last_step(document, pointer)
+            parent[key] = value
+        return document
+
+    return build
+
+
+def _last_step(document: Any, pointer: str) -> tuple[Any, str]:
+    """Return what a JSON pointer's last step is taken in, and that step."""
+    *way, key = [step.replace("~1", "/").replace("~0", "~") for step in pointer.removeprefix("/").split("/")]
+    for step in way:
+        document = document[step]
+    return document, key

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,8 @@ pytestmark = pytest.mark.cluster
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = sorted((REPOSITORY / "crds" / "examples").glob("*.yaml"))
 TABLE = yaml.safe_load((REPOSITORY / "tests/unit/lmd_operator/bad_manifests.yaml").read_text())
+BadManifest = Callable[[dict[str, Any]], Any]
 CASES = [pytest.param(case, id=case["name"]) for case in TABLE["cases"] if case["by"] != "document"]
-
-
-def _manifest(case: dict[str, Any]) -> Any:
-    """The document of a case: `text` or `document` as it stands, else the base with pointers removed and set."""
-    if "text" in case:
-        return yaml.safe_load(case["text"])
-    if "document" in case:
-        return case["document"]
-    document = copy.deepcopy(TABLE["base"])
-    for pointer in case.get("remove", []):
-        parent, key = _parent(document, pointer)
-        del parent[key]
-    for pointer, value in case.get("set", {}).items():
-        parent, key = _parent(document, pointer)
-        parent[key] = value
-    return document
-
-
-def _parent(document: Any, pointer: str) -> tuple[Any, str]:
-    *way, key = [step.replace("~1", "/").replace("~0", "~") for step in pointer.removeprefix("/").split("/")]
-    for step in way:
-        document = document[step]
-    return document, key
 
 
 def _sent(api: Api, document: Any, validation: str) -> Answer:
@@ -78,8 +55,10 @@ def test_the_base_of_the_table_is_accepted(api: Api, crd: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_manifest_is_refused_by_whom_the_table_says(api: Api, rule_messages: set[str], case: dict[str, Any]) -> None:
-    answer = _sent(api, _manifest(case), "Ignore")
+def test_a_bad_manifest_is_refused_by_whom_the_table_says(
+    api: Api, rule_messages: set[str], bad_manifest: BadManifest, case: dict[str, Any]
+) -> None:
+    answer = _sent(api, bad_manifest(case), "Ignore")
     ours = {message for message in rule_messages if message in answer.message}
     match case["by"]:
         case "schema":
@@ -95,8 +74,10 @@ def test_a_bad_manifest_is_refused_by_whom_the_table_says(api: Api, rule_message
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_strict_validation_refuses_unknown_fields_too(api: Api, crd: dict[str, Any], case: dict[str, Any]) -> None:
-    answer = _sent(api, _manifest(case), "Strict")
+def test_strict_validation_refuses_unknown_fields_too(
+    api: Api, crd: dict[str, Any], bad_manifest: BadManifest, case: dict[str, Any]
+) -> None:
+    answer = _sent(api, bad_manifest(case), "Strict")
     match case["by"]:
         case "strict":
             assert (answer.status, "unknown field" in answer.message) == (400, True), answer.message
