@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from lmd_worker.api import plain
-from lmd_worker.api.generation import Call, Generation, Message, Outcome
+from lmd_worker.api.generation import Call, Generation, Piece, Usage
+from lmd_worker.api.prompts import Chat, Message, Plain, Prompt
 from lmd_worker.errors import BadRequestError
 
 NUMBER_TOO_LONG = b"9" * 5000
+
+
+def generation(prompt: str | Prompt, **more: Any) -> Generation:
+    return Generation((Plain(prompt) if isinstance(prompt, str) else prompt,), **more)
 
 
 def call(body: bytes | dict[str, Any] | None, content_type: str = "application/json") -> Call:
@@ -26,32 +31,32 @@ def refusal_of(body: bytes | dict[str, Any] | None, content_type: str = "applica
 
 
 @pytest.mark.parametrize(
-    ("body", "generation"),
+    ("body", "expected"),
     [
-        pytest.param({"prompt": "x"}, Generation("x"), id="a prompt alone is greedy, whole and of default length"),
+        pytest.param({"prompt": "x"}, generation("x"), id="a prompt alone is greedy, whole and of default length"),
         pytest.param(
             {"prompt": "x", "max_tokens": 5, "temperature": 1, "top_p": 0.5, "top_k": 3, "seed": 2**63 - 1, "stop": "a", "stream": True},
-            Generation("x", 5, 1.0, 0.5, 3, 2**63 - 1, ("a",), True),
+            generation("x", max_tokens=5, temperature=1.0, top_p=0.5, top_k=3, seed=2**63 - 1, stop=("a",), stream=True),
             id="every field is read",
         ),
-        pytest.param({"prompt": "x", "stop": ["a", "b"]}, Generation("x", stop=("a", "b")), id="stop may be a list"),
-        pytest.param({"prompt": "x", "stop": []}, Generation("x"), id="an empty list stops at nothing"),
-        pytest.param({"prompt": "x", "temperature": 2, "top_p": 1}, Generation("x", temperature=2.0), id="upper bounds are included"),
-        pytest.param({"prompt": "x\u0000"}, Generation("x\0"), id="any character is text"),
+        pytest.param({"prompt": "x", "stop": ["a", "b"]}, generation("x", stop=("a", "b")), id="stop may be a list"),
+        pytest.param({"prompt": "x", "stop": []}, generation("x"), id="an empty list stops at nothing"),
+        pytest.param({"prompt": "x", "temperature": 2, "top_p": 1}, generation("x", temperature=2.0), id="upper bounds are included"),
+        pytest.param({"prompt": "x\u0000"}, generation("x\0"), id="any character is text"),
         pytest.param(
             {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "x"}]},
-            Generation((Message("system", ""), Message("user", "x"))),
+            generation(Chat((Message("system", ""), Message("user", "x")))),
             id="messages keep their order and may be empty",
         ),
     ],
 )
-def test_a_good_request_is_read_whole(body: dict[str, Any], generation: Generation) -> None:
-    assert plain.parse(call(body)) == generation
+def test_a_good_request_is_read_whole(body: dict[str, Any], expected: Generation) -> None:
+    assert plain.parse(call(body)) == expected
 
 
 @pytest.mark.parametrize("content_type", ["", "application/json", "Application/JSON; charset=utf-8"])
 def test_json_is_taken_under_its_own_type_or_none(content_type: str) -> None:
-    assert plain.parse(call({"prompt": "x"}, content_type)) == Generation("x")
+    assert plain.parse(call({"prompt": "x"}, content_type)) == generation("x")
 
 
 FIELD_TYPES = [
@@ -160,8 +165,15 @@ def test_other_content_types_are_refused(content_type: str, body: bytes | None, 
 
 
 def test_answers_are_json_and_events() -> None:
-    reply, outcome = plain.PlainReply("m"), Outcome("ß\ud800", "length", 3, 2)
+    reply, usage = plain.PlainReply("m"), Usage(3, 2)
     ending = {"finish_reason": "length", "prompt_tokens": 3, "completion_tokens": 2}
-    assert json.loads(reply.whole(outcome)) == {"model": "m", "text": "ß\ud800", **ending}
-    assert reply.delta("a\nb") == b'data: {"text":"a\\nb"}\n\n'
-    assert reply.end(outcome) == b"data: " + json.dumps({"model": "m", **ending}, separators=(",", ":")).encode() + b"\n\n"
+    assert json.loads(reply.whole([Piece(0, "ß\ud800", "length")], usage)) == {"model": "m", "text": "ß\ud800", **ending}
+    assert reply.events(Piece(0, "a\nb")) == b'data: {"text":"a\\nb"}\n\n'
+    assert reply.events(Piece(0, "", "stop")) == b""
+    assert reply.end(["length"], usage) == b"data: " + json.dumps({"model": "m", **ending}, separators=(",", ":")).encode() + b"\n\n"
+
+
+def test_the_error_names_the_field_to_programs_too() -> None:
+    with pytest.raises(BadRequestError) as caught:
+        plain.parse(call({"messages": [{"role": "user"}]}))
+    assert caught.value.param == "messages[0].content"

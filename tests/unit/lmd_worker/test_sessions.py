@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -21,23 +21,35 @@ class Letters:
     """One token a character."""
 
     stop_token_ids = frozenset({END})
+    writes_tool_calls = False
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str, *, special_tokens: bool = True) -> list[int]:
         if prompt == "broken":
             raise RuntimeError(prompt)
         return [] if prompt == "nothing" else [ord(character) for character in prompt]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         if messages[0]["role"] == "system":
             raise BadRequestError("messages: this model takes no system message.")
         return self.encode("".join(message["content"] for message in messages))
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], *, special_tokens: bool = False) -> str:
         return "".join(chr(token) for token in tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
+    def grammar(self, schema: Mapping[str, Any]) -> Callable[[], Any]:
+        return object
+
+    def prepare(self) -> None: ...
 
 
 class FakeEngine:
-    """Runs only when told; `waits` records the time a step was ready to wait, and may say more meanwhile."""
+    """Runs only when told, by the request's id (its choice's, where it is not the first one).
+
+    A step that waits takes time, unless `during_waits` says what comes meanwhile.
+    """
 
     context_tokens = 20
     vocabulary_size = 301
@@ -48,18 +60,21 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.during_waits: list[dict[str, Progress]] = []
         self.dead: str | None = None
+        self.room: int | None = None
         self.now = 0.0
 
     def start(self) -> None: ...
 
     def submit(self, request_id: str, prompt: Sequence[int], sampling: Sampling) -> None:
         assert request_id not in self.submitted
+        if self.room is not None and len(self.submitted) >= self.room:
+            raise BadRequestError("The queue is full.", 429, retry_after_seconds=3)
         self.submitted[request_id] = (list(prompt), sampling)
 
     def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
         assert set(request_ids) <= set(self.submitted)
         if self.during_waits:
-            self.news.update(self.during_waits.pop(0))
+            self.news.update({name(each): progress for each, progress in self.during_waits.pop(0).items()})
         else:
             self.now += timeout_seconds
 
@@ -73,14 +88,19 @@ class FakeEngine:
         return self.dead
 
     def says(self, request_id: str, text: str, finish_reason: Any = None, *end: int, error: str | None = None) -> None:
-        self.news[request_id] = Progress((*map(ord, text), *end), finish_reason, error)
+        self.news[name(request_id)] = Progress((*map(ord, text), *end), finish_reason, error)
+
+
+def name(request_id: str) -> str:
+    """The engine's name for a request's only choice."""
+    return request_id if "." in request_id else f"{request_id}.0"
 
 
 class Bench:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.counts: list[int] = []
-        table = routes("m", lambda: '{"ranks": []}')
+        table = routes("m", Letters(), context_tokens=20, vocabulary_size=301, report=lambda: '{"ranks": []}')
         clock = lambda: self.engine.now  # noqa: E731
         self.sessions = Sessions(self.engine, Letters(), table, count_changed=self.counts.append, clock=clock)
 
@@ -149,15 +169,15 @@ def test_one_token_of_a_whole_answer_does_not_end_a_step(bench: Bench) -> None:
 def test_sampling_is_handed_on_and_top_k_kept_within_the_vocabulary(bench: Bench) -> None:
     body = {"prompt": "hi", "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 10**30, "seed": 7}
     bench.step(("a", body))
-    assert bench.engine.submitted["a"] == ([104, 105], Sampling(4, 0.5, 0.9, 301, 7, frozenset({END})))
+    assert bench.engine.submitted["a.0"] == ([104, 105], Sampling(4, 0.5, 0.9, 301, 7, frozenset({END})))
 
 
 def test_max_tokens_defaults_to_what_is_left_of_the_context(bench: Bench) -> None:
     bench.step(("a", {"prompt": "x" * 15}))
-    assert bench.engine.submitted["a"][1].max_tokens == 5
+    assert bench.engine.submitted["a.0"][1].max_tokens == 5
     bench.engine.context_tokens = 4096
     bench.step("a", ("b", {"prompt": "x"}))
-    assert bench.engine.submitted["b"][1].max_tokens == 256
+    assert bench.engine.submitted["b.0"][1].max_tokens == 256
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,7 @@ def test_bad_input_is_refused_at_once_and_touches_no_neighbour(bench: Bench, bod
     assert good.body == b'data: {"text":"y"}\n\n'
     assert bench.step("good", ("worse", body))[0] == Answer(b"", Part.MORE, content_type="text/event-stream")
     assert bench.engine.now == before, "a refusal does not wait for the news of others"
-    assert list(bench.engine.submitted) == ["good"]
+    assert list(bench.engine.submitted) == ["good.0"]
     assert bench.engine.cancelled == []
 
 
@@ -210,7 +230,7 @@ def test_the_report_and_unknown_routes_answer_at_once(bench: Bench) -> None:
 def test_a_request_that_is_not_asked_for_is_cancelled(bench: Bench) -> None:
     bench.step(("a", {"prompt": "x"}), ("b", {"prompt": "x"}))
     bench.step("b")
-    assert bench.engine.cancelled == ["a"]
+    assert bench.engine.cancelled == ["a.0"]
     assert bench.counts == [2, 1]
 
 
@@ -218,7 +238,7 @@ def test_a_stop_string_ends_the_answer_and_the_engines_work(bench: Bench) -> Non
     bench.engine.during_waits = [{"a": Progress(tuple(map(ord, "one STOP two")))}]
     (answer,) = bench.step(("a", {"prompt": "x", "stop": ["STOP"]}))
     assert parsed(answer) == {"model": "m", "text": "one ", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 8}
-    assert bench.engine.cancelled == ["a"]
+    assert bench.engine.cancelled == ["a.0"]
     assert bench.counts == [1, 0]
 
 
@@ -235,14 +255,14 @@ def test_silence_cancels_what_runs_and_a_slow_transport_gets_it_ended(bench: Ben
     bench.engine.now += 0.1
     assert bench.sessions.cancel_if_silent() == 1
     assert bench.sessions.cancel_if_silent() == 0
-    assert bench.engine.cancelled == ["a"]
+    assert bench.engine.cancelled == ["a.0"]
     assert bench.counts == [1, 0]
     (answer,) = bench.step("a")
     assert answer.part is Part.LAST
     assert b"seemed to be gone" in answer.body
     assert answer.body.endswith(b"data: [DONE]\n\n")
     bench.step(("b", {"prompt": "x"}))
-    assert bench.engine.cancelled == ["a"]
+    assert bench.engine.cancelled == ["a.0"]
 
 
 def test_a_dead_engine_is_told_in_band_and_new_requests_are_refused(bench: Bench) -> None:
@@ -250,7 +270,7 @@ def test_a_dead_engine_is_told_in_band_and_new_requests_are_refused(bench: Bench
     bench.engine.says("stream", "y")
     bench.engine.dead = "gloo: 10.0.0.7 has gone"
     whole, stream, new = bench.step("whole", "stream", ("new", {"prompt": "x"}))
-    error = {"error": {"message": ENGINE_GONE, "type": "server_error", "code": 503}}
+    error = {"error": {"message": ENGINE_GONE, "type": "server_error", "param": None, "code": None}}
     assert (whole.part, parsed(whole)) == (Part.LAST, error)
     assert stream.part is Part.LAST
     assert stream.body.startswith(b'data: {"text":"y"}\n\ndata: {"error"')

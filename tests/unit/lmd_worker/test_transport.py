@@ -34,8 +34,8 @@ class FakeContext:
     def set_response_status(self, code: int, phrase: str, idx: int) -> None:
         self.written.append((idx, code, phrase))
 
-    def set_response_content_type(self, idx: int, value: str) -> None:
-        self.written.append((idx, value))
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self.written.append((idx, key, value))
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,23 @@ def test_a_row_is_read_from_parameters_and_headers(parameters: dict[str, Any], h
     assert (row.request_id, row.call) == ("id-0", call)
 
 
-def test_answers_set_status_type_and_criterion_in_order() -> None:
+def test_answers_set_status_headers_and_criterion_in_order() -> None:
     context = FakeContext({})
-    answers = [Answer(b"a", Part.ONLY, 404), Answer(b"b", Part.MORE, content_type="text/event-stream"), Answer(b"c", Part.LAST)]
+    answers = [
+        Answer(b"a", Part.ONLY, 429, headers={"Retry-After": "7"}),
+        Answer(b"b", Part.MORE, content_type="text/event-stream"),
+        Answer(b"c", Part.LAST),
+    ]
     assert transport.write(answers, context) == [b"a", b"b", b"c"]
     assert [criterion(b"") for criterion in context.stopping_criteria] == [None, False, True]
     assert context.written == [
-        (0, 404, "Not Found"),
-        (0, "application/json"),
+        (0, 429, "Too Many Requests"),
+        (0, "content-type", "application/json"),
+        (0, "Retry-After", "7"),
         (1, 200, "OK"),
-        (1, "text/event-stream"),
+        (1, "content-type", "text/event-stream"),
         (2, 200, "OK"),
-        (2, "application/json"),
+        (2, "content-type", "application/json"),
     ]
 
 

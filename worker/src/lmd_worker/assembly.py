@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 REPLACEMENT = "\ufffd"
 """What an incomplete character decodes to."""
+CONTEXT_TOKENS = 8
+"""Of the prompt, that the first token of an answer is decoded with; a few, as the first of them may be half a character."""
 HELD_TOKENS = 64
 """Tokens waited for to complete a character; four suffice for any, the rest is patience with junk bytes."""
 
@@ -77,15 +79,17 @@ class TextStream:
     """The text of one answer as its tokens come in.
 
     `decode` gives the text of token ids, with U+FFFD for what is incomplete. A token is decoded with the ones that gave
-    the last text before it, because tokenizers write a first token differently (a leading space is dropped).
+    the last text before it, because tokenizers write a first token differently (a leading space is dropped). `before` are the
+    tokens that the answer continues, none where it begins a text of its own.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Iterable[str] = ()) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Iterable[str] = (), before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._stops = StopStrings(stops)
-        self._window: list[int] = []
-        self._context_tokens = 0
-        self._context_text = ""
+        self._window = list(before[-CONTEXT_TOKENS:])
+        self._context_tokens = len(self._window)
+        self._context_text = decode(self._window) if self._window else ""
+        self.position = 0
 
     @property
     def stopped(self) -> bool:
@@ -93,7 +97,7 @@ class TextStream:
         return self._stops.stopped
 
     def feed(self, token: int) -> str:
-        """Take the next token and return the text that is certain now, often none."""
+        """Take the next token and return the text that is certain now, often none; `position` counts what was decoded, in characters."""
         if self.stopped:
             return ""
         self._window.append(token)
@@ -101,20 +105,27 @@ class TextStream:
         waited_for_long = len(self._window) - self._context_tokens > HELD_TOKENS
         if text.endswith(REPLACEMENT) and not waited_for_long:
             return ""
-        new = text[len(self._context_text) :]
+        new = self._behind_context(text)
         if new:
             self._window = self._window[self._context_tokens :]
             self._context_tokens = len(self._window)
             self._context_text = self._decode(self._window)
         elif waited_for_long:
             del self._window[self._context_tokens :]
+        self.position += len(new)
         return self._stops.pass_on(new)
 
     def finish(self) -> str:
         """Return the rest, as no token follows: also half characters and what looked like a stop string's beginning."""
         if self.stopped:
             return ""
-        rest = self._decode(self._window)[len(self._context_text) :] if self._window else ""
+        rest = self._behind_context(self._decode(self._window)) if self._window else ""
         self._window = []
         self._context_tokens, self._context_text = 0, ""
         return self._stops.pass_on(rest) + self._stops.release()
+
+    def _behind_context(self, text: str) -> str:
+        """Return what the new tokens add. Junk bytes can turn text before them into U+FFFD, which was sent as it was."""
+        if text.startswith(self._context_text):
+            return text[len(self._context_text) :]
+        return self._decode(self._window[self._context_tokens :])

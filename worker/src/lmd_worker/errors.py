@@ -32,9 +32,16 @@ class RankError(WorkerError):
 
 
 class BadRequestError(WorkerError):
-    """One request is wrong; `status` is the HTTP code its client gets, with `retry_after_seconds` when trying again may help."""
+    """One request is wrong; `status` is the HTTP code its client gets, with `retry_after_seconds` when trying again may help.
 
-    def __init__(self, message: str, status: int = 400, *, retry_after_seconds: int | None = None) -> None:
+    `param` is the field it speaks of and `code` a word programs may look for, both as in OpenAI's error object.
+    """
+
+    def __init__(
+        self, message: str, status: int = 400, *, retry_after_seconds: int | None = None, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_seconds = retry_after_seconds
+        self.param = param
+        self.code = code

@@ -62,10 +62,17 @@ class TextGeneration:
         if loaded.rank != 0:
             watcher.attend(loaded.engine.failure)
             return
+        loaded.text.prepare()
         self._sessions = Sessions(
             loaded.engine,
             loaded.text,
-            routes(model_name, lambda: report.to_json(loaded.reports)),
+            routes(
+                model_name,
+                loaded.text,
+                context_tokens=loaded.engine.context_tokens,
+                vocabulary_size=loaded.engine.vocabulary_size,
+                report=lambda: report.to_json(loaded.reports),
+            ),
             count_changed=lambda count: _tell_drain(run_directory, count),
         )
         watcher.attend(loaded.engine.failure, self._sessions.cancel_if_silent)

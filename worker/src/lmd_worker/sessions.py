@@ -9,16 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lmd_worker.api.generation import Answer, Call, Generation, Part, Reply, Route, refusal
-from lmd_worker.engine.protocol import Engine, Sampling
+from lmd_worker.api import prompts
+from lmd_worker.api.documents import wrong
+from lmd_worker.api.generation import Answer, Call, Generation, Part, Reply, refusal
+from lmd_worker.api.prompts import Chat, Plain, Prompt
+from lmd_worker.api.routes import Routes
+from lmd_worker.assembly import TextStream
+from lmd_worker.engine.protocol import Constraint, Engine, Sampling
+from lmd_worker.engine.weighing import Both, Weights
 from lmd_worker.errors import BadRequestError
-from lmd_worker.session import Session
+from lmd_worker.session import Choice, Session
 from lmd_worker.text import Text
 
-DEFAULT_MAX_TOKENS = 256
 STEP_SECONDS = 0.1
 """The longest a step waits for news; a request that arrives meanwhile is seen only by the next step."""
 SILENCE_SECONDS = 2.0
@@ -43,7 +48,7 @@ class Sessions:
         self,
         engine: Engine,
         text: Text,
-        routes: Mapping[str, Route],
+        routes: Routes,
         *,
         count_changed: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -90,9 +95,9 @@ class Sessions:
             return 0
         try:
             silent = self._clock() - self._last_step > SILENCE_SECONDS
-            lost = {request_id: session for request_id, session in self._open.items() if silent and not session.ended}
-            for request_id, session in lost.items():
-                self._engine.cancel(request_id)
+            lost = [session for session in self._open.values() if silent and not session.ended]
+            for session in lost:
+                self._cancel(session)
                 session.fail("The request was cancelled, as its client seemed to be gone.")
             self._publish_count()
             return len(lost)
@@ -101,8 +106,11 @@ class Sessions:
 
     def _forget_all_but(self, request_ids: set[str]) -> None:
         for request_id in [known for known in self._open if known not in request_ids]:
-            if not self._open.pop(request_id).ended:
-                self._engine.cancel(request_id)
+            self._cancel(self._open.pop(request_id))
+
+    def _cancel(self, session: Session) -> None:
+        for choice in session.running:
+            self._engine.cancel(choice.engine_id)
 
     def _admit(self, rows: Sequence[Row]) -> dict[str, Answer]:
         """Start what can be started and return answers for the rest."""
@@ -115,64 +123,100 @@ class Sessions:
 
     def _begin(self, row: Row) -> Answer | None:
         """Answer one new request at once or open a session for it; a failure stays its own."""
-        route = self._routes.get(row.call.path)
-        if route is None:
-            return refusal("There is no such route.", 404)
         try:
-            opening = route(row.call)
+            opening = self._routes(row.call.path)(row.call)
             if isinstance(opening, Answer):
                 return opening
             if self._engine.failure() is not None:
-                return refusal(ENGINE_GONE, 503)
+                return refusal(BadRequestError(ENGINE_GONE, 503))
             self._open[row.request_id] = self._submit(row.request_id, *opening)
         except BadRequestError as error:
-            return refusal(str(error), error.status)
+            return refusal(error)
         except Exception as error:  # a tokenizer's or template's own; its text may quote the prompt, so it is not told
             log.error("A request could not be started: error=%s", type(error).__name__)  # noqa: TRY400
-            return refusal("The request could not be started; this is the server's fault.", 500)
+            return refusal(BadRequestError("The request could not be started; this is the server's fault.", 500))
         return None
 
     def _submit(self, request_id: str, generation: Generation, reply: Reply) -> Session:
-        prompt = self._prompt_tokens(generation)
-        max_tokens = self._max_tokens(generation, len(prompt))
-        stop_token_ids = self._text.stop_token_ids
-        sampling = Sampling(
+        """Queue every choice of a request, or none of them."""
+        constraint = self._constraints(generation)
+        encoded = [prompts.tokens(prompt, self._text, self._engine.vocabulary_size) for prompt in generation.prompts]
+        most = [self._max_tokens(generation, len(tokens)) for tokens in encoded]
+        choices: list[Choice] = []
+        try:
+            for prompt, tokens, max_tokens in zip(generation.prompts, encoded, most, strict=True):
+                for alternative in range(generation.choices):
+                    number = len(choices)
+                    choice = self._choice(number, f"{request_id}.{number}", generation, prompt, tokens)
+                    sampling = self._sampling(generation, max_tokens, alternative, constraint())
+                    self._engine.submit(choice.engine_id, tokens, sampling)
+                    choices.append(choice)
+        except Exception:
+            for choice in choices:
+                self._engine.cancel(choice.engine_id)
+            raise
+        return Session(reply, choices, prompt_tokens=sum(map(len, encoded)), streamed=generation.stream)
+
+    def _choice(self, number: int, engine_id: str, generation: Generation, prompt: Prompt, tokens: Sequence[int]) -> Choice:
+        """Return an empty answer. One to a chat begins a text of its own; any other goes on with the prompt's."""
+        before = () if isinstance(prompt, Chat) else tokens
+        echo = "" if not generation.echo else prompt.text if isinstance(prompt, Plain) else self._text.decode(tokens)
+        return Choice(
+            number,
+            engine_id,
+            TextStream(self._text.decode, generation.stop, before),
+            stop_token_ids=self._text.stop_token_ids,
+            token_bytes=self._text.token_bytes,
+            opening=echo,
+        )
+
+    def _sampling(self, generation: Generation, max_tokens: int, alternative: int, constraint: Constraint | None) -> Sampling:
+        """Return one choice's parameters; alternatives to one prompt differ in nothing but their seed, which counts on."""
+        return Sampling(
             max_tokens=max_tokens,
             temperature=generation.temperature,
             top_p=generation.top_p,
             top_k=min(generation.top_k, self._engine.vocabulary_size),
-            seed=generation.seed,
-            stop_token_ids=stop_token_ids,
+            seed=None if generation.seed is None else (generation.seed + alternative) % 2**63,
+            stop_token_ids=self._text.stop_token_ids,
+            logprobs=generation.logprobs,
+            constraint=constraint,
         )
-        session = Session(generation, reply, self._text.decode, len(prompt), stop_token_ids)
-        self._engine.submit(request_id, prompt, sampling)
-        return session
 
-    def _prompt_tokens(self, generation: Generation) -> list[int]:
-        if isinstance(generation.prompt, str):
-            prompt, field = self._text.encode(generation.prompt), "prompt"
-        else:
-            turns = [{"role": message.role, "content": message.content} for message in generation.prompt]
-            prompt, field = self._text.encode_chat(turns), "messages"
-        if not prompt:
-            raise BadRequestError(f"{field}: holds no tokens.")
+    def _constraints(self, generation: Generation) -> Callable[[], Constraint | None]:
+        """Return what makes each choice its own constraint, or none."""
         vocabulary = self._engine.vocabulary_size
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise BadRequestError(f"{field}: holds a token the model does not know; its vocabulary has {vocabulary} tokens.")
-        return prompt
+        if generation.token_weights and max(generation.token_weights) >= vocabulary:
+            raise wrong("logit_bias", f"names a token the model does not know; its vocabulary has {vocabulary} tokens.")
+        penalties = {"presence": generation.presence_penalty, "frequency": generation.frequency_penalty}
+        weighs = bool(generation.token_weights) or any(penalties.values())
+        grammar = None if generation.schema is None else self._text.grammar(generation.schema)
+
+        def constraint() -> Constraint | None:
+            weights = [Weights(generation.token_weights, **penalties)] if weighs else []
+            found: list[Constraint] = [*weights, *([grammar()] if grammar else [])]
+            return Both(found) if len(found) > 1 else next(iter(found), None)
+
+        return constraint
 
     def _max_tokens(self, generation: Generation, prompt_tokens: int) -> int:
         """Return the tokens to make, so that prompt and answer fit the context together."""
         context = self._engine.context_tokens
         left = context - prompt_tokens
         asked = generation.max_tokens
-        if asked is None and left > 0:
-            return min(DEFAULT_MAX_TOKENS, left)
         if left <= 0:
-            raise BadRequestError(f"The prompt has {prompt_tokens} tokens, which leaves no room for an answer in the context of {context}.")
-        if asked is None or asked > left:
             raise BadRequestError(
-                f"max_tokens: the prompt has {prompt_tokens} tokens, so at most {left} of the context of {context} are left."
+                f"The prompt has {prompt_tokens} tokens, which leaves no room for an answer in the context of {context}.",
+                code="context_length_exceeded",
+            )
+        if asked is None:
+            default = generation.default_max_tokens
+            return left if default is None else min(default, left)
+        if asked > left:
+            raise BadRequestError(
+                f"max_tokens: the prompt has {prompt_tokens} tokens, so at most {left} of the context of {context} are left.",
+                param="max_tokens",
+                code="context_length_exceeded",
             )
         return asked
 
@@ -180,7 +224,7 @@ class Sessions:
         until = self._clock() + STEP_SECONDS
         while True:
             self._collect()
-            waiting = [request_id for request_id, session in self._open.items() if not session.ended]
+            waiting = [choice.engine_id for session in self._open.values() for choice in session.running]
             left = until - self._clock()
             if left <= 0 or not waiting or any(session.has_news for session in self._open.values()):
                 return
@@ -189,12 +233,15 @@ class Sessions:
     def _collect(self) -> None:
         """Move the engine's news into the sessions."""
         failure = self._engine.failure()
-        for request_id, session in self._open.items():
-            if session.ended:
-                continue
-            session.take(self._engine.progress(request_id))
-            if session.cut_short:
-                self._engine.cancel(request_id)
+        for session in self._open.values():
+            for choice in session.running:
+                error = choice.take(self._engine.progress(choice.engine_id))
+                if choice.cut_short:
+                    self._engine.cancel(choice.engine_id)
+                if error is not None:
+                    self._cancel(session)
+                    session.fail(error)
+                    break
             if failure is not None and not session.ended:
                 session.fail(ENGINE_GONE)
 

@@ -30,7 +30,7 @@ class Context(Protocol):
     def get_request_id(self, idx: int) -> str: ...  # noqa: D102
     def get_all_request_header(self, idx: int) -> Mapping[str, Any]: ...  # noqa: D102
     def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...  # noqa: D102
-    def set_response_content_type(self, idx: int, value: str) -> None: ...  # noqa: D102
+    def set_response_header(self, idx: int, key: str, value: str) -> None: ...  # noqa: D102
 
 
 def rows(data: Sequence[Mapping[str, Any]], context: Context) -> list[Row]:
@@ -42,10 +42,11 @@ def rows(data: Sequence[Mapping[str, Any]], context: Context) -> list[Row]:
 
 
 def write(answers: Sequence[Answer], context: Context) -> list[bytes]:
-    """Set status, content type and stopping criterion of every request and return the bodies, in order."""
+    """Set status, headers and stopping criterion of every request and return the bodies, in order."""
     for index, answer in enumerate(answers):
         context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
-        context.set_response_content_type(index, answer.content_type)
+        for name, value in {CONTENT_TYPE: answer.content_type, **answer.headers}.items():
+            context.set_response_header(index, name, value)
     context.stopping_criteria = [_criterion(answer.part) for answer in answers]
     return [answer.body for answer in answers]
 

@@ -1,12 +1,11 @@
-"""From the bytes a client sent to one JSON object and its fields, with no guessing: types are strict, names exact.
+"""From the bytes a client sent to one JSON object, with no guessing: names are exact, nothing is given twice.
 
-Every error is a `BadRequestError` of one sentence that starts with the field it speaks of.
+Every error about a field comes from `wrong`: one sentence that starts with the field, which it also names to programs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -41,57 +40,44 @@ def json_object(content_type: str, body: bytes | None) -> Document:
     return document
 
 
+def wrong(where: str, sentence: str) -> BadRequestError:
+    """Return the error about one field; `where` is its path in the document, such as `messages[0].role`."""
+    return BadRequestError(f"{where}: {sentence}", param=where)
+
+
 def refuse_unknown(document: Document, known: Collection[str], where: str = "") -> None:
     """Raise for the first field that is not `known`, with the likely meant one."""
     for name in document:
         if name not in known:
             close = get_close_matches(name[:SHOWN_CHARACTERS], known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known fields: {', '.join(sorted(known))}."
-            raise BadRequestError(f"{where}{shown(name)}: unknown field; {hint}")
+            raise wrong(f"{where}{shown(name)}", f"unknown field; {hint}")
 
 
 def text(value: Any, where: str) -> str:
     """Return a string that can be encoded."""
     if not isinstance(value, str):
-        raise BadRequestError(f"{where}: must be a string, got {kind(value)}.")
+        raise wrong(where, f"must be a string, got {kind(value)}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRequestError(f"{where}: holds half a surrogate pair at character {error.start}, which is no text.") from error
+        raise wrong(where, f"holds half a surrogate pair at character {error.start}, which is no text.") from error
     return value
 
 
-def integer(document: Document, name: str, default: int | None, low: int, high: int | None = None) -> int | None:
-    """Return an integer of the document within bounds, both included."""
-    if name not in document:
-        return default
-    value = document[name]
-    bounds = f"an integer, {low} or more" if high is None else f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadRequestError(f"{name}: must be {bounds}, got {kind(value)}.")
-    if value < low or (high is not None and value > high):
-        raise BadRequestError(f"{name}: must be {bounds}, got {shown(str(value))}.")
+def members(value: Any, where: str, what: str) -> Document:
+    """Return an object; `what` says of what, as in "an object with role and content"."""
+    if not isinstance(value, dict):
+        raise wrong(where, f"must be {what}, got {kind(value)}.")
     return value
 
 
-def number(document: Document, name: str, default: float, low: float, high: float, *, above_low: bool = False) -> float:
-    """Return a number of the document from `low` (above it, if so asked) to `high`."""
-    if name not in document:
-        return default
-    value = document[name]
-    bounds = f"a number {'above' if above_low else 'from'} {low:g} {'and up to' if above_low else 'to'} {high:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequestError(f"{name}: must be {bounds}, got {kind(value)}.")
-    if not low <= value <= high or (above_low and value == low):
-        raise BadRequestError(f"{name}: must be {bounds}, got {_figure(value)}.")
-    return float(value)
-
-
-def boolean(document: Document, name: str, *, default: bool) -> bool:
-    """Return true or false of the document."""
-    value = document.get(name, default)
-    if not isinstance(value, bool):
-        raise BadRequestError(f"{name}: must be true or false, got {kind(value)}.")
+def items(value: Any, where: str, what: str) -> list[Any]:
+    """Return a list that is not empty; `what` says of what, as in "a list of messages"."""
+    if not isinstance(value, list):
+        raise wrong(where, f"must be {what}, got {kind(value)}.")
+    if not value:
+        raise wrong(where, "must not be empty.")
     return value
 
 
@@ -106,17 +92,11 @@ def shown(name: str) -> str:
     return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..."
 
 
-def _figure(value: float) -> str:
-    if isinstance(value, int):
-        return shown(str(value))
-    return f"{value:g}" if math.isfinite(value) else "more than a number can be"
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name, value in pairs:
         if name in document:
-            raise BadRequestError(f"{shown(name)}: given twice.")
+            raise wrong(shown(name), "given twice.")
         document[name] = value
     return document
 
