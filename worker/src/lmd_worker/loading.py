@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def load(settings: Settings) -> Loaded:
     context_tokens = shape.context_tokens(settings.context_tokens)
 
     from lmd_worker import ranks, selftest
-    from lmd_worker.engine.static import StaticEngine
+    from lmd_worker.engine import building
     from lmd_worker.engine.tokenizer import ModelText
 
     clock = _Clock()
@@ -65,26 +65,23 @@ def load(settings: Settings) -> Loaded:
     clock.log(group.rank, "loaded: type=%s disk_bytes=%d", shape.model_type, shape.weight_bytes)
     held = selftest.check(model, shape, group, strategy.largest_part(shape, settings))
     clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
-    reports = ranks.gather_reports(group, _own_report(settings, shape, group, model, held))
+    heads = selftest.held_heads(model, shape, group)
+    limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
+    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits)
+    scheduler = "Static" if reason else settings.scheduler
+    clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
+    own_report = _own_report(settings, group, model, held, heads)
+    reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason))
     if group.rank == 0 and (run_directory := os.environ.get(RUN_DIRECTORY_ENV)):
         report.write(reports, Path(run_directory))
-    engine = StaticEngine(
-        model,
-        group,
-        context_tokens=context_tokens,
-        vocabulary_size=shape.vocabulary_size,
-        concurrency=settings.concurrency,
-        stall_timeout_seconds=settings.stall_timeout_seconds,
-    )
     engine.start()
     return Loaded(rank=group.rank, engine=engine, text=text, reports=reports)
 
 
-def _own_report(settings: Settings, shape: ModelShape, group: Group, model: Any, held: Held) -> RankReport:
-    from lmd_worker import ranks, selftest
+def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads: tuple[int, int]) -> RankReport:
+    from lmd_worker import ranks
 
     parameter = next(model.parameters())
-    heads, key_value_heads = selftest.held_heads(model, shape, group)
     return RankReport(
         rank=group.rank,
         world_size=group.size,
@@ -95,8 +92,8 @@ def _own_report(settings: Settings, shape: ModelShape, group: Group, model: Any,
         dtype=str(parameter.dtype).removeprefix("torch."),
         parameter_bytes=held.held,
         model_bytes=held.whole,
-        heads=heads,
-        key_value_heads=key_value_heads,
+        heads=heads[0],
+        key_value_heads=heads[1],
         pid=os.getpid(),
         versions={name: metadata.version(name) for name in _LIBRARIES},
     )

@@ -16,7 +16,8 @@ class RankReport:
     """What one rank runs, as it is, not as it was asked.
 
     `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype.
-    `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU.
+    `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU. `scheduler` is the one that runs, and
+    `scheduler_reason` says why where another was asked for.
     """
 
     rank: int
@@ -32,6 +33,8 @@ class RankReport:
     key_value_heads: int
     pid: int
     versions: dict[str, str]
+    scheduler: str = ""
+    scheduler_reason: str = ""
 
 
 def write(reports: Sequence[RankReport], run_directory: Path) -> None:

@@ -18,6 +18,7 @@ from lmd_worker.errors import SettingsError
 
 Strategy = Literal["DeepSpeed", "None"]
 DataType = Literal["bfloat16", "float16", "float32"]
+Scheduler = Literal["Continuous", "Static"]
 
 RUN_DIRECTORY_ENV = "LMD_RUN_DIR"
 """Where a pod's processes leave what the probes, the drain and the status read; memory or disk of the pod."""
@@ -34,7 +35,9 @@ class HandlerSection(BaseModel):
     strategy: Strategy
     dtype: DataType
     context_tokens: int | None = Field(default=None, ge=2, description="Prompt + answer; null: the model's own limit, at most 8192.")
+    scheduler: Scheduler = "Continuous"
     concurrency: int = Field(ge=1, description="Requests decoded together.")
+    queue_size: int | None = Field(default=None, ge=0, description="Requests that may wait beyond these; null: any number.")
     trust_remote_code: bool = False
     collective_timeout_seconds: int = Field(default=60, ge=1, description="After this long a collective without its peers fails.")
     stall_timeout_seconds: int = Field(default=300, ge=1, description="After this long without an engine turn the process ends.")
@@ -52,7 +55,9 @@ class Settings(BaseModel):
     device: Literal["cpu", "cuda"]
     tensor: int = Field(ge=1, description="The tensor-parallel degree = ranks = world size.")
     context_tokens: int | None
+    scheduler: Scheduler
     concurrency: int
+    queue_size: int | None
     trust_remote_code: bool
     collective_timeout_seconds: int
     stall_timeout_seconds: int

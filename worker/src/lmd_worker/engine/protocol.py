@@ -68,6 +68,37 @@ class Progress:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it started, and what it is doing now; on rank 0 alone do the counts of requests mean anything.
+
+    Totals only grow. `turn_seconds_total` is the time spent in turns that computed something, so that idling does not count.
+    A block of the cache holds the same number of tokens of one request each; engines without blocks have None for both.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0
+    turns_total: int = 0
+    turn_seconds_total: float = 0.0
+    cache_blocks_used: int | None = None
+    cache_blocks_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """One request that the engine has begun and that has ended, in seconds.
+
+    `queue_seconds` from its arrival until the engine took it, `first_token_seconds` from its arrival until its first token (None
+    without one), `between_tokens_seconds` between each token and the next.
+    """
+
+    queue_seconds: float
+    first_token_seconds: float | None
+    between_tokens_seconds: tuple[float, ...]
+
+
 class Engine(Protocol):
     """The seam between the transport and the model; the fake for tests implements it in memory."""
 
@@ -103,4 +134,12 @@ class Engine(Protocol):
 
     def failure(self) -> str | None:
         """One sentence if the engine is dead or stalled and will never answer again, else None."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """What it does and has done; cheap, from any thread, changes nothing."""
+        ...
+
+    def drain_timings(self) -> Sequence[RequestTiming]:
+        """Take the timings of requests that have ended since the last call, oldest first; the last thousand are kept."""
         ...

@@ -1,0 +1,128 @@
+"""Whether the continuous engine computes what plain `generate` does, found out on the loaded model before it says ready.
+
+Some families compute attention in ways that a packed row of tokens breaks, with or without an exception. So a few short prompts of
+different lengths run together, cut into chunks and over the edge of a page, and the scores of every step are compared with those of
+transformers' `generate` for each prompt alone, on the same shards. What fails is served by the static engine, and the reason is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from lmd_worker.engine.continuous import Core
+from lmd_worker.engine.messages import Turn
+from lmd_worker.engine.pages import Pages
+from lmd_worker.engine.schedule import Arrival, Batch, Schedule
+from lmd_worker.ranks import Group
+
+_LENGTHS = (3, 40, 1, 17)
+_STEPS = 4
+_CHUNK = 8
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""How far scores may be off, as a part of their spread. Rounding is a tenth of that; a wrong mask or cache is off by about 1."""
+_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+
+
+def objection(config: Any) -> str:
+    """Return why a model of this config cannot even be tried, or nothing."""
+    layers = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+    if layers:
+        return f"it has layers of kind {', '.join(sorted(layers))}, whose state has no pages"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, Mapping)}
+    if found := kinds & _LENGTH_DEPENDENT:
+        return f"its positions are scaled by the longest request ({', '.join(sorted(found))}), which would depend on the neighbours"
+    return ""
+
+
+def compare(model: Any, group: Group, pages: Pages, *, vocabulary_size: int) -> str:
+    """Return why this model's answers need another engine, the same sentence on every rank, or nothing.
+
+    At most 4 prompts of 40 tokens and 4 steps each, computed twice. Leaves the model and the cache as they were. Every rank must call it.
+    """
+    before = model.config._attn_implementation
+    try:
+        with torch.inference_mode():
+            complaint = _compare(model, group, pages, vocabulary_size)
+    except Exception as error:  # any failure of any family's code; the group is told, and the next collective fails where it must
+        complaint = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
+    model.set_attn_implementation(before)
+    return next((text for text in group.gather_text(complaint) if text), "")
+
+
+def _compare(model: Any, group: Group, pages: Pages, vocabulary_size: int) -> str:
+    steps = min(_STEPS, pages.shape.context_tokens - 1)
+    prompts = [
+        [(7 * place + 11 * number + 3) % vocabulary_size for place in range(min(length, pages.shape.context_tokens - steps))]
+        for number, length in enumerate(_LENGTHS)
+    ]
+    expected = [_generated(model, prompt, steps, group.device) for prompt in prompts]
+    core = Core(model, Schedule(pages, group.device))
+    try:
+        for number, step, scores in _together(core, prompts, [tokens for tokens, _ in expected]):
+            off = _distance(scores, expected[number][1][step])
+            if not off <= _TOLERANCE[model.dtype]:
+                return (
+                    f"step {step + 1} of a prompt of {len(prompts[number])} tokens scores otherwise than with generate "
+                    f"(off by {off:.2g} of the scores' spread)"
+                )
+    finally:
+        core.schedule.leave(range(len(prompts)))
+    return ""
+
+
+def _generated(model: Any, prompt: Sequence[int], steps: int, device: torch.device) -> tuple[list[int], torch.Tensor]:
+    """Return the greedy tokens of one prompt alone and what they were picked from, [steps, vocabulary]."""
+    tokens = torch.tensor([prompt], device=device)
+    made = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=steps, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+        ),
+    )
+    return made.sequences[0, len(prompt) :].tolist(), torch.cat(made.logits).float()
+
+
+def _together(core: Core, prompts: Sequence[Sequence[int]], forced: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Run the prompts side by side, as many as fit, with these answers; yield (prompt, step, scores) as they come."""
+    waiting = list(range(len(prompts)))
+    number_in: dict[int, int] = {}  # by place, the prompt in it
+    taken: dict[int, int] = {}  # by place, the steps it has
+    turn = Turn({}, [])
+    while waiting or number_in:
+        leaving = [place for place, number in number_in.items() if taken[place] == len(forced[number])]
+        chosen = {place: token for place, token in turn.chosen.items() if place not in leaving}
+        for place in leaving:
+            del number_in[place]
+        free = [place for place in range(core.schedule.pages.shape.concurrency) if place not in number_in]
+        arrivals = [Arrival(place, prompts[waiting[index]]) for index, place in enumerate(free[:1]) if waiting]
+        for arrival in arrivals:  # one a turn, so that they are never in step
+            number_in[arrival.place], taken[arrival.place] = waiting.pop(0), 0
+        core.settle(Turn(chosen, leaving))
+        core.schedule.begin(arrivals)
+        batch = core.schedule.plan(_CHUNK)
+        if batch is None:
+            continue
+        scores = core.scores(batch)
+        _check_calls(core, batch)
+        for place, row in zip(batch.asking, scores, strict=True):
+            yield number_in[place], taken[place], row
+            taken[place] += 1
+        turn = Turn({place: forced[number_in[place]][taken[place] - 1] for place in batch.asking}, [])
+
+
+def _check_calls(core: Core, batch: Batch) -> None:
+    layers = core.schedule.pages.shape.layers
+    if batch.layout.calls != layers:
+        raise NotImplementedError(f"{batch.layout.calls} of its {layers} layers use transformers' attention interface")
+
+
+def _distance(scores: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return how far scores are off on average, as a part of the expected ones' spread."""
+    return float((scores - expected).square().mean().sqrt() / expected.std().clamp_min(1e-12))
