@@ -54,7 +54,7 @@ class App:
         self._session = connection.session(f"lmd-operator/{VERSION}")
         self._api = Api(connection, self._session, self.metrics.count_request, lambda: self._leadership.is_leader)
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
-        self.parents = Parents()
+        self.parents = Parents(self.queue.add)
         self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
         self._reflectors = [
             Reflector(self._api, cache, namespace, LABEL_DEPLOYMENT, time.monotonic)
@@ -69,6 +69,7 @@ class App:
         )
         self._health = Health(self.metrics, self.queue, self._reflectors)
         self.metrics.tell_of(self._statuses)
+        self.metrics.objects.set_function(lambda: len(self.parents))
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: Any = None
         self._ghosts_suspected = asyncio.Event()
@@ -98,11 +99,11 @@ class App:
 
     def parent_seen(self, document: dict[str, Any], *, is_gone: bool) -> None:
         """Take in what kopf heard of one of our objects."""
-        metadata = document["metadata"]
-        key = (metadata["namespace"], metadata["name"])
-        changed = self.parents.remove(*key, metadata["uid"]) if is_gone else self.parents.put(document)
-        if changed:
-            self.queue.add(key)
+        if is_gone:
+            metadata = document["metadata"]
+            self.parents.remove(metadata["namespace"], metadata["name"], metadata["uid"])
+        else:
+            self.parents.put(document)
 
     def _child_changed(self, record: Record, is_gone: bool) -> None:
         if record.owner:
@@ -155,13 +156,15 @@ class App:
             delay = self.queue.failed(key, 1.0)
             log.exception("Reconcile failed by a defect; retry_seconds=%.1f", delay, extra={"object": "/".join(key)})
             return "defect"
+        if result.again_seconds is not None:
+            self.queue.add_after(key, result.again_seconds)
         if result.retry is not None:
             return self._try_again(key, result.retry)
         self.queue.succeeded(key)
         if self.parents.get(key) is None:
             self.queue.forget(key)
             return "gone"
-        self.queue.add_after(key, result.again_seconds or self._settings.resync_seconds * (0.9 + 0.2 * random.random()))
+        self.queue.add_after(key, self._settings.resync_seconds * (0.9 + 0.2 * random.random()))
         return "done"
 
     def _try_again(self, key: Key, error: ApiError) -> str:
@@ -173,7 +176,6 @@ class App:
         parent = self.parents.get(key)
         if result.current is None or parent is None:
             return
-        self.metrics.objects.set(len(self.parents))
         await self._announcer.tell(parent, result.news)
 
     def _statuses(self) -> Iterator[tuple[Key, Status]]:
@@ -198,8 +200,8 @@ class App:
             documents, _ = await self._api.list(LARGE_MODEL_DEPLOYMENT, namespace, "")
             present = {(item["metadata"]["namespace"], item["metadata"]["name"]): item["metadata"]["uid"] for item in documents}
             for key, uid in known.items():
-                if namespace in (None, key[0]) and present.get(key) != uid and self.parents.remove(*key, uid):
-                    self.queue.add(key)
+                if namespace in (None, key[0]) and present.get(key) != uid:
+                    self.parents.remove(*key, uid)
 
 
 def utc_now() -> str:

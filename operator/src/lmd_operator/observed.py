@@ -29,6 +29,8 @@ class DeploymentState:
 class PodState:
     """One pod of a replica.
 
+    `is_ended` is one whose containers all ended for good: evicted, or of a node that shut down. It stays listed until it
+    is cleared away, holds no devices, and its Deployment has replaced it.
     `waiting` is the reason its worker waits for (ImagePullBackOff, CrashLoopBackOff, ...) with its message;
     `last_*` is how the worker ended the last time: reason, exit code and its own last words.
     """
@@ -36,6 +38,7 @@ class PodState:
     name: str
     revision: str
     is_going: bool
+    is_ended: bool
     is_ready: bool
     is_scheduled: bool
     scheduling_message: str
@@ -79,6 +82,7 @@ def pod_state(document: Mapping[str, Any]) -> PodState:
         name=metadata["name"],
         revision=(metadata.get("labels") or {}).get(LABEL_REVISION, ""),
         is_going=bool(metadata.get("deletionTimestamp")),
+        is_ended=status.get("phase") in ("Failed", "Succeeded"),
         is_ready=conditions.get("Ready", {}).get("status") == "True",
         is_scheduled=scheduled.get("status") == "True",
         scheduling_message=scheduled.get("message", "")[:MESSAGE_LIMIT],

@@ -175,7 +175,8 @@ class Reconciler:
         newest = records[: owner.spec.rollout.revision_history_limit + 1]
         if len(newest) == len(records):
             return {record.name for record in records}
-        used = {pod.state.revision for pod in self._caches[POD].of(*key) if isinstance(pod.state, PodState)}
+        states = (pod.state for pod in self._caches[POD].of(*key))
+        used = {state.revision for state in states if isinstance(state, PodState) and not state.is_ended}
         if (deployment := self._caches[DEPLOYMENT].get(*key)) is not None:  # one that could not be changed still makes old pods
             used.add(deployment.owned_fields()["spec"]["template"]["metadata"].get("labels", {}).get(LABEL_REVISION, ""))
         return {record.name for record in [*newest, *(record for record in records if record.revision in used)]}
@@ -214,7 +215,7 @@ class Reconciler:
                 return Result()
             raise
         memory.status_at = self._clock()
-        self._parents.put(written)
+        self._parents.put(written, is_own=True)
         return Result(current=status, news=transitions(previous, status, self._texts(parent, previous), self._texts(parent, status)))
 
     def _texts(self, parent: Parent, status: Status) -> dict[str, str] | None:

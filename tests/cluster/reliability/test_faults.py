@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from lmd_plane.client import eventually
-from lmd_plane.faults import FailWatch, FaultProxy, LoseResponse, Match, Reply
+from lmd_plane.faults import DelayEvents, Exchange, FailWatch, FaultProxy, LoseResponse, Match, Reply
 from lmd_plane.faults.rules import Action
 from lmd_plane.objects import Objects
 from lmd_plane.operators import Operator
@@ -17,7 +17,7 @@ from lmd_plane.plane import Plane
 pytestmark = pytest.mark.reliability
 IS_LONG = os.environ.get("LMD_LONG") == "1"
 PAUSE_SECONDS = 30.0 if IS_LONG else 10.0
-PARENTS = Match(resource="largemodeldeployments")
+CHILD_RESOURCES = ("configmaps", "networkpolicies", "services", "poddisruptionbudgets", "deployments", "pods")
 AssertQuiet = Callable[..., None]
 
 
@@ -97,6 +97,28 @@ def test_frozen_watches(running: Operator, faults: FaultProxy, objects: Objects,
         time.sleep(5)
         faults.thaw_watches()
     objects.wait_settled("first", seconds=200)
+    assert_works(running, pid)
+
+
+def test_an_edit_that_comes_late_is_not_lost(running: Operator, faults: FaultProxy, objects: Objects, assert_works: Works) -> None:
+    """The answer to a status write holds the newest spec; the watch tells of the edit later, and with an older version."""
+    pid = running.pid
+    late = faults.add(Match(verb="watch", resource="largemodeldeployments"), DelayEvents(seconds=3, name="first"))
+
+    def nothing_else_tells_of_it(exchange: Exchange) -> None:
+        if exchange.request.subresource == "status" and not frozen:
+            frozen.append(sum(faults.freeze_watches(Match(resource=resource)) for resource in CHILD_RESOURCES))
+
+    frozen: list[int] = []
+    faults.after_write(nothing_else_tells_of_it)
+    objects.change("first", {"replicas": 3})
+    objects.api.delete(objects.path("Pod", next(name for _, name in objects.children("first", ("Pod",)))))  # for a status to write
+    eventually(lambda: frozen and late.fired, "status write, and then the edit")
+    eventually(lambda: objects.api.get(objects.path("Deployment", "first"))["spec"]["replicas"] == 3, "edit", seconds=20)
+    assert frozen == [len(CHILD_RESOURCES)]
+    faults.clear()
+    faults.thaw_watches()
+    objects.wait_settled("first")
     assert_works(running, pid)
 
 

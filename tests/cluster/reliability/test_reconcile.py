@@ -61,6 +61,7 @@ def test_a_restart_writes_nothing(own_plane: Plane, operator: Operator, objects:
     assert_quiet(operator, seconds=IDLE_SECONDS / 3)
     assert operator.writes(own_plane, mark) == []
     assert 'name="a"' in operator.scrape("metrics")
+    assert operator.metric("lmd_operator_objects") == len(names)
 
 
 def _strip(*path: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmd_operator.cluster.cache import Cache
+from lmd_operator.cluster.door import Child, Door
 from lmd_operator.cluster.errors import ApiError
 from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
@@ -196,19 +198,90 @@ def test_a_changed_owner_moves_the_index() -> None:
     assert (cache.of("n", "small"), len(cache.of("n", "large"))) == ([], 1)
 
 
+def _parent(uid: str, version: int, generation: int = 1, **status: Any) -> dict[str, Any]:
+    metadata = {"name": "small", "namespace": "n", "uid": uid, "resourceVersion": str(version), "generation": generation}
+    return {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": metadata, "spec": {}, "status": status}
+
+
 def test_late_news_of_a_predecessor_do_not_replace_an_object() -> None:
-    parents = Parents()
-
-    def parent(uid: str, version: int) -> dict[str, Any]:
-        metadata = {"name": "small", "namespace": "n", "uid": uid, "resourceVersion": str(version), "generation": 1}
-        return {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": metadata, "spec": {}}
-
-    assert parents.put(parent("second", 10))
-    assert not parents.put(parent("first", 9))
-    assert not parents.remove("n", "small", "first")
+    heard: list[tuple[str, str]] = []
+    parents = Parents(heard.append)
+    parents.put(_parent("second", 10))
+    assert heard == [("n", "small")]
+    parents.put(_parent("first", 9))
+    parents.remove("n", "small", "first")
+    assert len(heard) == 1
     found = parents.get(("n", "small"))
     assert found is not None
     assert found.uid == "second"
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_news"),
+    [
+        pytest.param(_parent("u", 12, replicas=1), False, id="the status that was written"),
+        pytest.param(_parent("u", 12, generation=2, replicas=1), True, id="a spec that was changed meanwhile"),
+        pytest.param(_parent("v", 12, replicas=1), True, id="a successor"),
+    ],
+)
+def test_an_answer_to_an_own_write_may_be_the_first_to_tell_of_a_change(answer: dict[str, Any], is_news: bool) -> None:
+    """The watch tells of such a change with an older version, which is ignored: an edit was lost that way."""
+    heard: list[tuple[str, str]] = []
+    parents = Parents(heard.append)
+    parents.put(_parent("u", 10))
+    heard.clear()
+    parents.put(answer, is_own=True)
+    assert bool(heard) is is_news
+    parents.put(_parent("u", 11, generation=2))
+    assert bool(heard) is is_news
+
+
+def test_the_end_of_an_object_and_a_foreign_status_are_told_once() -> None:
+    heard: list[tuple[str, str]] = []
+    parents = Parents(heard.append)
+    parents.put(_parent("u", 10))
+    parents.put(_parent("u", 11, replicas=7))
+    parents.put(_parent("u", 11, replicas=7))
+    assert len(heard) == 2
+    parents.remove("n", "small", "u")
+    parents.remove("n", "small", "u")
+    assert len(heard) == 3
+    assert parents.get(("n", "small")) is None
+
+
+class ApplyApi:
+    """Answers an apply with a document of its choice, after the watch has told of another."""
+
+    def __init__(self, cache: Cache, answer: dict[str, Any], meanwhile: dict[str, Any] | None) -> None:
+        self.applied = 0
+        self._cache = cache
+        self._answer = answer
+        self._meanwhile = meanwhile
+
+    async def get(self, *_: object) -> None:
+        return None
+
+    async def apply_content(self, *_: object) -> dict[str, Any]:
+        self.applied += 1
+        if self._meanwhile is not None:
+            self._cache.put(self._meanwhile)
+        return self._answer
+
+
+@pytest.mark.parametrize("is_overtaken", [False, True])
+def test_a_change_that_overtakes_the_answer_to_a_write_is_drift(is_overtaken: bool) -> None:
+    cache, _ = _cache()
+    child = Child.of(_service("a", 0, ports=[80]))
+
+    def live(version: int, **spec: Any) -> dict[str, Any]:
+        document = json.loads(child.sent()) | {"spec": spec}
+        owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
+        return document | {"metadata": document["metadata"] | {"resourceVersion": str(version), "ownerReferences": [owner]}}
+
+    api = ApplyApi(cache, live(5, ports=[80]), live(6, ports=[81]) if is_overtaken else None)
+    door = Door(api, {SERVICE: cache})  # type: ignore[arg-type]
+    assert asyncio.run(door.apply(child, "p")) == "created"
+    assert asyncio.run(door.apply(child, "p")) == ("changed" if is_overtaken else "unchanged")
 
 
 def test_a_record_knows_its_controller_and_ignores_the_servers_bookkeeping() -> None:

@@ -15,7 +15,7 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.status import Condition, Revision, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import Problem
-from lmd_operator.observed import DeploymentState, PodState
+from lmd_operator.observed import DeploymentState, PodState, pod_state
 from lmd_operator.resources.desired import desired
 from lmd_operator.settings import Settings
 from lmd_operator.status import Observed, refused, summarize
@@ -52,6 +52,7 @@ def a_pod(name: str = "a", **changes: Any) -> PodState:
         name=name,
         revision=NEW,
         is_going=False,
+        is_ended=False,
         is_ready=True,
         is_scheduled=True,
         scheduling_message="",
@@ -83,6 +84,7 @@ PODS: dict[str, dict[str, Any]] = {
     "waiting": WAITING,
     "unscheduled": {**WAITING, "is_scheduled": False},
     "crashing": {**WAITING, **CRASHING},
+    "ended": {**WAITING, "is_ended": True, "last_reason": "ContainerStatusUnknown", "last_exit_code": 137},
 }
 
 
@@ -199,8 +201,15 @@ def test_the_time_moves_only_where_the_status_flips() -> None:
 
 
 def test_an_evicted_pod_is_no_replica() -> None:
-    status = summary(observed([*pods(3), a_pod("evicted", **PODS["crashing"])]))
+    status = summary(observed([*pods(3), a_pod("evicted", **PODS["ended"])]))
     assert (status.replicas, status.ready_replicas) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_ended"), [("Pending", False), ("Running", False), ("Failed", True), ("Succeeded", True), (None, False)]
+)
+def test_a_pod_has_ended_by_its_phase(phase: str | None, is_ended: bool) -> None:
+    assert pod_state({"metadata": {"name": "a"}, "status": {"phase": phase, "reason": "Evicted"}}).is_ended is is_ended
 
 
 def test_the_order_of_pods_changes_nothing() -> None:

@@ -18,7 +18,7 @@ from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.errors import ApiError
 from lmd_operator.cluster.kinds import BY_NAME, LARGE_MODEL_DEPLOYMENT, Kind
 from lmd_operator.cluster.matching import covers
-from lmd_operator.cluster.records import Record, owned_fields
+from lmd_operator.cluster.records import Record, owned_fields, version_number
 from lmd_operator.cluster.records import record as make_record
 from lmd_operator.names import ANNOTATION_APPLIED, LABEL_DEPLOYMENT
 
@@ -98,8 +98,12 @@ class Door:
         key = (child.kind.name, child.namespace, child.name)
         if known is not None and self._is_settled(key, child, known):
             return "unchanged"
-        stored = cache.put(await self._api.apply_content(child.kind, child.namespace, child.name, child.sent()), is_own=True)
-        self._settled[key] = _Settled(child.signature, stored.digest)
+        answer = await self._api.apply_content(child.kind, child.namespace, child.name, child.sent())
+        stored = cache.put(answer, is_own=True)
+        if stored.version == version_number(answer["metadata"]["resourceVersion"]):
+            self._settled[key] = _Settled(child.signature, stored.digest)
+        else:  # the watch was faster and told of somebody's later change, which is compared deeply when it is our turn again
+            self._settled.pop(key, None)
         return "created" if known is None else "changed"
 
     async def delete(self, record: Record) -> None:

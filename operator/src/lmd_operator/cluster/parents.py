@@ -1,10 +1,14 @@
-"""Our own objects, as the watch told them; kept compressed, parsed when they are reconciled."""
+"""Our own objects, as the watch told them; kept compressed, parsed when they are reconciled.
+
+They are read from answers to our own requests too, and such an answer may be the first to tell of somebody's change: the
+watch's own news of it are older then, and ignored. So it is here that a change is noticed, whoever brought it.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +41,10 @@ class Parent:
 
 
 class Parents:
-    """The objects that exist, by namespace and name."""
+    """The objects that exist, by namespace and name. `changed` is told the key of each that needs a reconcile."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[Key], None]) -> None:
+        self._changed = changed
         self._parents: dict[Key, Parent] = {}
 
     def get(self, key: Key) -> Parent | None:
@@ -52,24 +57,31 @@ class Parents:
     def __len__(self) -> int:
         return len(self._parents)
 
-    def put(self, document: dict[str, Any]) -> bool:
-        """Take in an object; return whether anything a reconcile looks at has changed. Older news than known changes nothing."""
+    def put(self, document: dict[str, Any], *, is_own: bool = False) -> None:
+        """Take in an object; older news than known changes nothing.
+
+        What has changed is reported, but for the status in the answer to an own write of it, which its writer knows.
+        """
         metadata = document["metadata"]
         key = (metadata["namespace"], metadata["name"])
         old = self._parents.get(key)
         if old is not None and old.version >= version_number(metadata["resourceVersion"]):  # also of a predecessor of the same name
-            return False
+            return
         new = _parent(document)
         self._parents[key] = new
-        return old is None or (old.uid, old.generation, old.is_going, old.status) != (new.uid, new.generation, new.is_going, new.status)
+        if old is None or _identity(old) != _identity(new) or (not is_own and old.status != new.status):
+            self._changed(key)
 
-    def remove(self, namespace: str, name: str, uid: str) -> bool:
-        """Forget an object that is gone; a successor of the same name stays. Return whether it was known."""
+    def remove(self, namespace: str, name: str, uid: str) -> None:
+        """Forget an object that is gone, and report it; a successor of the same name stays."""
         known = self._parents.get((namespace, name))
-        if known is None or known.uid != uid:
-            return False
-        del self._parents[(namespace, name)]
-        return True
+        if known is not None and known.uid == uid:
+            del self._parents[(namespace, name)]
+            self._changed((namespace, name))
+
+
+def _identity(parent: Parent) -> tuple[str, int, bool]:
+    return parent.uid, parent.generation, parent.is_going
 
 
 def _parent(document: dict[str, Any]) -> Parent:

@@ -22,7 +22,7 @@ class Observed:
     failures: tuple[str, ...]
 
     def live(self) -> list[PodState]:
-        """Return the pods that are not ending, by name."""
+        """Return the pods that neither end nor have ended, by name."""
         return live(self.pods)
 
     def ready(self) -> list[PodState]:
@@ -31,7 +31,7 @@ class Observed:
 
     def ending(self) -> list[PodState]:
         """Return the pods that are ending, by name; they still hold their devices."""
-        return sorted((pod for pod in self.pods if pod.is_going), key=_name_of)
+        return sorted((pod for pod in self.pods if pod.is_going and not pod.is_ended), key=_name_of)
 
     def is_settled(self, asked: int, revision: str) -> bool:
         """Return whether nothing is left to do: every replica is new, ready and counted, and no old one is left.
@@ -43,7 +43,6 @@ class Observed:
         if self.failures or deployment is None or deployment.observed_generation < deployment.generation:
             return False
         if asked == 0:
-            # a failed (evicted) pod may stay listed for ever; it holds no devices, and the Deployment does not count it
             return deployment.replicas == 0 and not self.ending() and not self.ready()
         counts = (deployment.replicas, deployment.updated)
         new = [pod for pod in self.ready() if pod.revision == revision]
@@ -56,8 +55,8 @@ class Observed:
 
 
 def live(pods: tuple[PodState, ...]) -> list[PodState]:
-    """Return the pods that are not ending, by name."""
-    return sorted((pod for pod in pods if not pod.is_going), key=_name_of)
+    """Return the pods that neither end nor have ended, by name."""
+    return sorted((pod for pod in pods if not (pod.is_going or pod.is_ended)), key=_name_of)
 
 
 def current_revision(ready: list[PodState], updated: str, previous: str) -> str:
