@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: lmd-worker COMMAND
 
+  fetch   bring the weights, whole and verified, or say why not (init container)
   serve   check what is mounted, then become the model server (the container's command)
   ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
   alive   end with 0 when no rank has died (liveness probe)
@@ -24,6 +25,15 @@ USAGE = """usage: lmd-worker COMMAND
 
 Each is told what to do by LMD_* variables; see lmd_worker/environment.py.
 """
+
+
+def fetch(environment: Environment) -> int:
+    """Bring the weights."""
+    from lmd_worker import logs
+    from lmd_worker.weights import fetch as weights
+
+    logs.configure(0)
+    return weights.run(os.environ, environment.termination_message_path)
 
 
 def serve(environment: Environment) -> int:
@@ -57,7 +67,7 @@ def drain(environment: Environment) -> int:
     return _tell(probes.drain(environment, os.environ))
 
 
-COMMANDS: dict[str, Callable[[Environment], int]] = {"serve": serve, "ready": ready, "alive": alive, "drain": drain}
+COMMANDS: dict[str, Callable[[Environment], int]] = {"fetch": fetch, "serve": serve, "ready": ready, "alive": alive, "drain": drain}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,29 @@ WorkerError
 ├── ModelRefusedError  the model cannot be served as asked; says what would work
 ├── SelfTestError      the loaded model does not compute what it should
 ├── RankError          the ranks do not form the group that was planned
+├── FetchError         the weights do not arrive, or are not what they should be; carries a reason for machines
 └── BadRequestError    one client's input; answered 4xx, never fails a neighbour
 
 Every message is one sentence or two: what was wrong, where, what to do.
 """
+
+from typing import Literal
+
+FetchReason = Literal[
+    "SourceNotFound",
+    "SourceForbidden",
+    "TokenMissing",
+    "RevisionNotFound",
+    "SourceInvalid",
+    "SourceChanged",
+    "NoSpace",
+    "DigestMismatch",
+    "PickleRefused",
+    "WeightsTruncated",
+    "EndpointUnreachable",
+    "CacheLocked",
+    "FetchFailed",
+]
 
 
 class WorkerError(Exception):
@@ -45,3 +64,11 @@ class BadRequestError(WorkerError):
         self.retry_after_seconds = retry_after_seconds
         self.param = param
         self.code = code
+
+
+class FetchError(WorkerError):
+    """Weights cannot be had, or are not what they should be. `reason` is one CamelCase word that the operator shows as the cause."""
+
+    def __init__(self, reason: FetchReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -61,9 +61,10 @@ ALL = (
     Module("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}, environment=_WITHOUT_C),
     Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, environment=_WITHOUT_C),
     Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}, environment=_WITHOUT_C),
+    Module("s3", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}, environment=_WITHOUT_C),
 )
 PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok", "kubectl")
-"""What a running plane needs; helm is for the tests of the chart."""
+"""What a running plane needs; helm is for the tests of the chart, the S3 server for those of the weights."""
 
 
 def cache_folder() -> Path:
