@@ -174,40 +174,56 @@ def _write_files(directory: Path, ports: list[int], handler: str) -> None:
     (directory / "config" / "config.properties").write_text("\n".join(lines))
 
 
+def _wait(what: str, condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds} s for: {what}")
+        time.sleep(POLL_SECONDS)
+    return value
+
+
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
     """Return what a condition gives once it is true; fail with its name after a generous deadline."""
-
-    def wait(what: str, condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:
-        end = time.monotonic() + seconds
-        while not (value := condition()):
-            if time.monotonic() > end:
-                pytest.fail(f"waited {seconds} s for: {what}")
-            time.sleep(POLL_SECONDS)
-        return value
-
-    return wait
+    return _wait
 
 
-@pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., Any]) -> Iterator[Callable[..., Frontend]]:
-    """Start a frontend; with `ready` (the default) wait until its probe says so."""
+@contextlib.contextmanager
+def _starter(factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+    """Start frontends; with `ready` (the default) wait until its probe says so."""
     started: list[Frontend] = []
 
     def begin(*, ready: bool = True, handler: str = "echo_handler", **variables: str) -> Frontend:
-        directory = tmp_path_factory.mktemp("f")
+        directory = factory.mktemp("f")
         ports = _free_ports(5)
         _write_files(directory, ports, handler)
         frontend = Frontend(directory, ports, variables)
         started.append(frontend)
         if ready:
-            wait_until("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.command("ready")[0] == 0)
+            _wait("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.command("ready")[0] == 0)
             assert frontend.ping() == 200, frontend.log.read_text()
             assert set(frontend.ranks()) == set(range(RANKS))
         return frontend
 
-    yield begin
-    for frontend in started:
-        with contextlib.suppress(ProcessLookupError):
-            frontend.process.send_signal(signal.SIGCONT)
-        frontend.end()
+    try:
+        yield begin
+    finally:
+        for frontend in started:
+            with contextlib.suppress(ProcessLookupError):
+                frontend.process.send_signal(signal.SIGCONT)
+            frontend.end()
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+    """Start frontends of one test."""
+    with _starter(tmp_path_factory) as begin:
+        yield begin
+
+
+@pytest.fixture(scope="module")
+def start_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+    """Start frontends that the tests of a module share."""
+    with _starter(tmp_path_factory) as begin:
+        yield begin

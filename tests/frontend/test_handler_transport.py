@@ -50,22 +50,20 @@ def test_answers_whole_and_streamed_and_refuses_bad_input_beside_good(start, wai
     good = threading.Thread(target=lambda: neighbour.append(frontend.ask({"prompt": "again " * 3, "max_tokens": 100})))
     good.start()
     wait_until("the neighbour runs", lambda: frontend.in_flight() == 1)
-    refused = {
-        b"{": (400, "body: not JSON at line 1 column 2: Expecting property name enclosed in double quotes."),
-        b"": (400, "body: empty; POST a JSON object."),
-        b"\xff" * (1 << 20): (400, "body: not UTF-8 at byte 0."),
-        b'{"prompt": "x", "promt": "y"}': (400, "promt: unknown field; did you mean prompt?"),
+    refused: dict[bytes, tuple[str, str | None, str | None]] = {
+        b"{": ("body: not JSON at line 1 column 2: Expecting property name enclosed in double quotes.", None, None),
+        b"": ("body: empty; POST a JSON object.", None, None),
+        b"\xff" * (1 << 20): ("body: not UTF-8 at byte 0.", None, None),
+        b'{"prompt": "x", "promt": "y"}': ("promt: unknown field; did you mean prompt?", "promt", None),
         b'{"prompt": "x", "max_tokens": 4096}': (
-            400,
             "max_tokens: the prompt has 1 tokens, so at most 4095 of the context of 4096 are left.",
+            "max_tokens",
+            "context_length_exceeded",
         ),
     }
-    for body, (code, message) in refused.items():
-        assert frontend.ask(body) == (
-            code,
-            "application/json",
-            {"error": {"message": message, "type": "invalid_request_error", "code": code}},
-        )
+    for body, (message, parameter, word) in refused.items():
+        error = {"message": message, "type": "invalid_request_error", "param": parameter, "code": word}
+        assert frontend.ask(body) == (400, "application/json", {"error": error})
     not_json = "content-type: got {}; send JSON with content-type application/json."
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # curl -d without a content type
     for headers, body, got in (
@@ -135,7 +133,7 @@ def test_a_failed_engine_tells_its_clients_and_leaves_last_words(start, wait_unt
     wait_until("ping fails", lambda: frontend.ping() != 200)
     client.join()
     (_, _, events) = answers[0]
-    assert events[-2]["error"]["code"] == 503
+    assert events[-2]["error"]["type"] == "server_error"
     assert events[-1] == "[DONE]"
     assert frontend.last_words.read_text() == "The echo engine was told to fail.\n"
     wait_until("no rank is left", lambda: not frontend.ranks())
