@@ -138,7 +138,7 @@ class App:
         while True:
             key = await self.queue.get()
             started = time.monotonic()
-            outcome = "error"
+            outcome = "cut"
             try:
                 outcome = await self._reconcile(key)
             finally:

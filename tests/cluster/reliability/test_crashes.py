@@ -153,3 +153,23 @@ def test_a_crash_around_a_deletion_leaves_nothing(
     objects.wait_gone("small")
     objects.wait_settled("other")
     assert_quiet(faulty, seconds=2)
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_what_was_half_made_goes_with_its_object(
+    own_plane: Plane, faulty: Operator, faults: FaultProxy, objects: Objects, assert_quiet: AssertQuiet, number: int
+) -> None:
+    """The operator dies while it creates, and the object is deleted before it is back."""
+    faulty.start()
+    faulty.wait_leading()
+    crashes = _crash_at(faulty, faults, number, "after")
+    objects.create("small", {"replicas": 2})
+    eventually(lambda: crashes and not _runs(faulty), f"crash after write {number}")
+    faults.clear()
+    assert len(objects.children("small")) == number
+    objects.delete("small")
+    faulty.start()
+    faulty.wait_leading()
+    objects.wait_gone("small")
+    assert_quiet(faulty, seconds=2)
+    assert objects.children("small") == {}

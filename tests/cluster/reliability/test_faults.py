@@ -16,7 +16,7 @@ from lmd_plane.plane import Plane
 
 pytestmark = pytest.mark.reliability
 IS_LONG = os.environ.get("LMD_LONG") == "1"
-PAUSE_SECONDS = 30.0 if IS_LONG else 10.0
+PAUSE_SECONDS = 30.0
 CHILD_RESOURCES = ("configmaps", "networkpolicies", "services", "poddisruptionbudgets", "deployments", "pods")
 AssertQuiet = Callable[..., None]
 

@@ -275,6 +275,29 @@ def test_a_bad_spec_disturbs_nothing_and_a_good_one_heals(own_plane: Plane, oper
     assert set(objects.children("small", ("Pod",))) == pods
 
 
+def test_a_repeated_transition_is_one_event_with_a_series(operator: Operator, objects: Objects) -> None:
+    objects.create("small")
+    objects.wait_settled("small")
+    for _ in range(3):
+        objects.change("small", IMPOSSIBLE)
+        eventually(lambda: objects.condition("small", "Accepted").get("status") == "False", "refusal")
+        objects.change("small", POSSIBLE_AGAIN)
+        objects.wait_settled("small")
+
+    def told() -> dict[str, list[int]]:
+        counts: dict[str, list[int]] = {}
+        for event in objects.api.get(objects.path("Event"))["items"]:
+            if event["regarding"]["kind"] == "LargeModelDeployment":
+                counts.setdefault(event["reason"], []).append(event.get("series", {}).get("count", 1))
+        return counts
+
+    eventually(lambda: told().get("NotAvailable") == [3] and told().get("Valid") == [3], "series of three")
+    (event,) = [event for event in objects.api.get(objects.path("Event"))["items"] if event["reason"] == "NotAvailable"]
+    assert event["series"]["lastObservedTime"] > event["eventTime"]
+    assert event["type"] == "Warning"
+    assert "replaceWithKernelInject" in event["note"]
+
+
 def test_many_bad_objects_do_not_disturb_the_good(
     own_plane: Plane, operator: Operator, objects: Objects, assert_quiet: AssertQuiet
 ) -> None:

@@ -13,6 +13,9 @@ from lmd_operator.api.status import Status
 Key = tuple[str, str]
 
 NAMESPACE = "lmd_operator"
+OUTCOMES = ("done", "gone", "retry", "defect", "cut")
+"""How a reconcile ends: as it should, of an object that is gone, to be tried again, by a defect of ours, cut
+short because leadership was lost."""
 RECONCILE_BUCKETS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -23,6 +26,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = self._counter("api_requests_total", "Requests to the API server.", "verb", "resource", "code")
         self.reconciles = self._counter("reconciles_total", "Reconciles by outcome.", "outcome")
+        for outcome in OUTCOMES:  # there from the start: a series that appears with its first defect has not increased
+            self.reconciles.labels(outcome)
         self.seconds = Histogram(
             f"{NAMESPACE}_reconcile_seconds",
             "Duration of one reconcile, in seconds.",
