@@ -29,6 +29,7 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import materialise
 from lmd_operator.local.ports import free_ports
+from lmd_operator.rendering.files import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
 from lmd_operator.settings import Settings
@@ -234,7 +235,7 @@ def understood(frontend: Frontend) -> dict[str, Any]:
         "modelName": frontend.owner.model_name,
         "minWorkers": 1,
         "maxWorkers": 1,
-        "batchSize": spec.engine.concurrency,
+        "batchSize": spec.engine.concurrency + spec.engine.torch_serve.job_queue_size + REFUSED_TOGETHER,
         "maxBatchDelay": 1,
         "responseTimeout": spec.engine.torch_serve.response_timeout_seconds,
         "startupTimeout": spec.engine.torch_serve.startup_timeout_seconds,
@@ -320,7 +321,7 @@ def test_real_ranks_start_from_the_rendered_files(begin, wait_until) -> None:
 def test_the_frontend_takes_nonsense_with_a_warning_or_none(begin, wait_until) -> None:
     """Each of these runs at another configuration than asked; the checks above must be able to see it."""
     changes = {
-        "batchSize: 3": 'batchSize: "3"',
+        "batchSize: 26": 'batchSize: "26"',
         "deviceType: cpu": "deviceType: tpu",
         "responseTimeout: 45": "responsetimeout: 45",
         "jobQueueSize: 7": "jobQueueSize: 7.0",
@@ -339,6 +340,6 @@ def test_the_frontend_takes_nonsense_with_a_warning_or_none(begin, wait_until) -
     differing = {key for key in wanted if described.get(key) != wanted[key]}
     assert differing == {"batchSize", "responseTimeout", "jobQueueStatus", "continuousBatching"}
     log = "\n".join(frontend.complaints())
-    for complaint in ("batchSize: 3", "DeviceType", "jobQueueSize: 7.0", "continuousBatching: true", "ParallelType:tq", "nproc_per_node"):
+    for complaint in ("batchSize: 26", "DeviceType", "jobQueueSize: 7.0", "continuousBatching: true", "ParallelType:tq", "nproc_per_node"):
         assert complaint in log, complaint
     assert "responsetimeout" not in log, "an unknown key is dropped without a word"

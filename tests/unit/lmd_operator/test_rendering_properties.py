@@ -54,6 +54,7 @@ WHOLE_NUMBERS = {
     "nproc-per-node",
     "OMP_NUMBER_THREADS",
     "concurrency",
+    "queue_size",
     "context_tokens",
     "collective_timeout_seconds",
     "stall_timeout_seconds",

@@ -40,7 +40,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
         lambda s: s.parallelism.strategy == "Auto" and s.parallelism.expert > 1,
         _later("above 1 is", "set it to 1"),
     ),
-    ("spec.engine.scheduler", lambda s: s.engine.scheduler == "Continuous", _later("Continuous is", "use Static")),
     (
         "spec.engine.deepspeed.replaceWithKernelInject",
         lambda s: s.engine.deepspeed.replace_with_kernel_inject,

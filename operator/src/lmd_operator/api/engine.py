@@ -85,7 +85,7 @@ class TorchServeOptions(ApiModel):
     startup_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 1800
     """Longest time from container start to a loaded model, in seconds. Allow for the slowest storage."""
     job_queue_size: Annotated[int, Field(ge=1, le=100000)] = 100
-    """Requests that may wait in one pod beyond those being decoded; more are refused at once."""
+    """Requests that may wait in one pod beyond those being decoded; more are refused at once, with the seconds to wait (429)."""
 
 
 class Engine(ApiModel):
@@ -93,8 +93,9 @@ class Engine(ApiModel):
 
     dtype: DataType = "bfloat16"
     """Number format of weights and activations. On CPU: bfloat16 or float32."""
-    scheduler: Literal["Continuous", "Static"] = "Static"
-    """Static decodes a batch to its end before the next. Continuous lets requests join and leave at every token."""
+    scheduler: Literal["Continuous", "Static"] = "Continuous"
+    """Continuous lets requests join and leave at every token. Static decodes a batch to its end before the next; a model that cannot
+    be decoded continuously is served so by itself, and its ranks report why."""
     context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
     """Longest prompt plus answer, in tokens. Default: the model's own limit, at most 8192."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -33,6 +33,8 @@ DEFAULT_CONTEXT_TOKENS = 8192
 MODEL_VERSION = "1.0"
 COLLECTIVE_TIMEOUT_SECONDS = 60
 MAX_REQUEST_BYTES = 8 * 2**20
+REFUSED_TOGETHER = 16
+"""Places of the frontend's batch beyond all requests that run or wait: for those that the worker refuses."""
 REVISION_LENGTH = 10
 
 
@@ -94,13 +96,14 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     """Frontend keys first, then the sections the handler reads.
 
     A dead rank must end the container, so TorchServe never retries a worker; `nproc-per-node` and `parallelLevel` are
-    alternatives, and only the first is ever written.
+    alternatives, and only the first is ever written. The frontend's batch holds waiting requests too: the worker's engine
+    decides who runs, and only what the worker sees can be counted, cancelled or told when to come back.
     """
     engine = deployment.spec.engine
     config: dict[str, Any] = {
         "minWorkers": 1,
         "maxWorkers": 1,
-        "batchSize": engine.concurrency,
+        "batchSize": engine.concurrency + engine.torch_serve.job_queue_size + REFUSED_TOGETHER,
         "maxBatchDelay": 1,
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
         "startupTimeout": engine.torch_serve.startup_timeout_seconds,
@@ -129,7 +132,9 @@ def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> di
         "model_path": model_path(deployment, layout),
         "strategy": plan.strategy,
         "dtype": engine.dtype,
+        "scheduler": engine.scheduler,
         "concurrency": engine.concurrency,
+        "queue_size": engine.torch_serve.job_queue_size,
         "trust_remote_code": deployment.spec.model.trust_remote_code,
         "collective_timeout_seconds": COLLECTIVE_TIMEOUT_SECONDS,
         "stall_timeout_seconds": engine.torch_serve.response_timeout_seconds,
