@@ -148,7 +148,8 @@ def _constrained(plan: Sequence[int], max_tokens: int, constraint: Constraint) -
     made: list[int] = []
     while len(made) < max_tokens and made[-1:] != [END]:
         scores = torch.zeros(1, END + 1)
-        scores[0, END] = 1.0  # ends where it may
+        scores[0, list(b'"}]')] = 0.5  # ends what it has begun
+        scores[0, END] = 1.0
         if len(made) < len(plan):
             scores[0, plan[len(made)]] = 2.0
         made.append(int(constraint.restrict(scores).argmax()))

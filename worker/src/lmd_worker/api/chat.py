@@ -141,7 +141,7 @@ def parse(call: Call, model_name: str, text: Text) -> tuple[Generation, ChatRepl
         max_tokens=values["max_completion_tokens"] or values["max_tokens"],
         default_max_tokens=None,
         logprobs=(values["top_logprobs"] or 0) if values["logprobs"] else None,
-        schema=formats.schema(document),
+        schema=formats.answer_schema(document),
         **request.generation,
     )
     reads_calls = bool(chat.tools) and text.writes_tool_calls

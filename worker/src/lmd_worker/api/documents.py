@@ -81,6 +81,19 @@ def items(value: Any, where: str, what: str) -> list[Any]:
     return value
 
 
+def portable(value: Any, where: str) -> Any:
+    """Return JSON of a client's own making that others can read too: no half surrogates in it, no number beyond a double."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise wrong(where, "holds half a surrogate pair, which is no text.") from error
+    except ValueError as error:
+        raise wrong(where, "holds a number that is more than a number can be.") from error
+    except RecursionError as error:
+        raise wrong(where, "is nested too deeply.") from error
+    return value
+
+
 def kind(value: Any) -> str:
     """Name a JSON value's type as JSON does."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}

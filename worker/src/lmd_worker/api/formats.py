@@ -12,7 +12,7 @@ KINDS = ("text", "json_object", "json_schema")
 WHAT = "an object with a type"
 
 
-def schema(document: Document) -> Mapping[str, Any] | None:
+def answer_schema(document: Document) -> Mapping[str, Any] | None:
     """Return the schema, None for free text; raises `BadRequestError`."""
     if "response_format" not in document:
         return None
@@ -32,4 +32,6 @@ def _schema(value: Any) -> Mapping[str, Any]:
     given = documents.members(value, where, "an object with name and schema")
     documents.refuse_unknown(given, ("name", "description", "schema", "strict"), f"{where}.")
     documents.text(given.get("name"), f"{where}.name")
-    return documents.members(given.get("schema", {"type": "object"}), f"{where}.schema", "a JSON schema as an object")
+    schema = documents.members(given.get("schema", {"type": "object"}), f"{where}.schema", "a JSON schema as an object")
+    documents.portable(schema, f"{where}.schema")
+    return schema

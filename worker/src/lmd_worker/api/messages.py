@@ -99,5 +99,6 @@ def _tool_call(value: Any, where: str) -> Mapping[str, Any]:
         raise wrong(f"{where}.function.arguments", "must be a string that holds a JSON object.") from error
     if not isinstance(arguments, dict):
         raise wrong(f"{where}.function.arguments", "must be a string that holds a JSON object.")
+    documents.portable(arguments, f"{where}.function.arguments")
     identifier = {"id": documents.text(call["id"], f"{where}.id")} if "id" in call else {}
     return {**identifier, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -110,6 +110,7 @@ def _definition(value: Any, where: str) -> Mapping[str, Any]:
         raise wrong(f"{where}.function.name", "must not be empty.")
     if function.get("strict"):
         raise wrong(f"{where}.function.strict", "arguments are not constrained to the schema here; leave it out.")
+    documents.portable(function, f"{where}.function")
     known = {name: member for name, member in function.items() if name != "strict" and member is not None}
     if "description" in known:
         documents.text(known["description"], f"{where}.function.description")
