@@ -17,7 +17,7 @@ from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record, record
-from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, Leadership
+from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Leadership
 from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
 
 
@@ -344,6 +344,20 @@ def test_a_lease_is_taken_when_its_holder_has_been_silent_for_its_duration() -> 
     clock.now += 2
     assert _turn(second)
     assert not _turn(first), "the first sees the second"
+
+
+def test_a_standby_looks_again_as_soon_as_the_holders_time_is_up() -> None:
+    clock, api = Clock(), LeaseApi()
+    first, second = _claim(api, "first", clock), _claim(api, "second", clock)
+    assert _turn(first)
+    assert first._pause_seconds() == RETRY_SECONDS
+    assert not _turn(second)
+    assert second._pause_seconds() == RETRY_SECONDS
+    clock.now += LEASE_SECONDS - 0.5
+    assert not _turn(second)
+    assert 0.5 < second._pause_seconds() < 0.6
+    clock.now += second._pause_seconds()
+    assert _turn(second)
 
 
 def test_a_leader_that_cannot_renew_stands_by_and_leads_again() -> None:

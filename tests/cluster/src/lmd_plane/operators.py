@@ -24,7 +24,7 @@ from lmd_plane.faults import FaultProxy
 from lmd_plane.faults.requests import WRITES
 from lmd_plane.plane import Plane
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).parents[4]
 

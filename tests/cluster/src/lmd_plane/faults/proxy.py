@@ -147,6 +147,11 @@ class FaultProxy:
     async def _close(self) -> None:
         for watch in list(self._watches):
             watch.cut()
+        for site in list(self._runner.sites):
+            await site.stop()
+        for connection in self._runner.server.connections if self._runner.server else []:
+            if connection.transport is not None:  # a client that lives on would have to agree to a TLS shutdown first
+                connection.transport.abort()
         await self._runner.cleanup()
         await self._with_certificate.close()
         await self._with_token.close()
