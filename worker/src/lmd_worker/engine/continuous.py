@@ -70,6 +70,7 @@ class ContinuousEngine(RunningEngine):
             if tail.numel():
                 self._group.broadcast(tail)
             turn = unpack(head, tail, concurrency)
+            self._core.settle(turn)
             if turn.stop:
                 return
             batch = self._core.take_part(turn)
@@ -128,8 +129,7 @@ class Core:
         self.schedule.leave(turn.leaving)
 
     def take_part(self, turn: Turn) -> Batch | None:
-        """Do as rank 0 did: settle, let in, plan. Raises `RuntimeError` when that gives another batch than rank 0's."""
-        self.settle(turn)
+        """Let in and plan as rank 0 did. Raises `RuntimeError` when that gives another batch than rank 0's."""
         self.schedule.begin(turn.arrivals)
         batch = self.schedule.plan(turn.prompt_tokens)
         if (batch.width if batch else 0) != turn.width:
