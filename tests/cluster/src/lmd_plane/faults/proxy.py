@@ -26,6 +26,8 @@ T = TypeVar("T")
 WriteCallback = Callable[[Exchange], None]
 
 CONNECT_SECONDS = 10.0
+TLS_CLOSE_SECONDS = 0.25
+"""TLS connections are not closed yet when aiohttp's sessions are, and nothing tells when (aiohttp's own advice, 3.14)."""
 _HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length"}
 _OWN_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """What the HTTP library would add by itself."""
@@ -159,6 +161,7 @@ class FaultProxy:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.sleep(TLS_CLOSE_SECONDS)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
