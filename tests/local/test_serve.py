@@ -6,12 +6,14 @@ import http.client
 import json
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 import pytest
+from pydantic import BaseModel
 
 pytestmark = pytest.mark.model
 
@@ -81,6 +83,78 @@ def test_a_streamed_answer_comes_in_pieces_and_equals_the_whole(server: Any) -> 
     pieces = [event["text"] for event in events if event.get("text")]
     assert len(pieces) > 4
     assert "".join(pieces) == server.post({"prompt": "The sea is", "max_tokens": 12})[1]["text"]
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    line = server.wait_for("base URL for OpenAI clients")
+    with openai.OpenAI(base_url=line.split()[-1], api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def test_the_openai_package_gets_the_same_answer_whole_and_streamed(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "smollm2", "temperature": 0, **PARIS}
+    whole = client.chat.completions.create(**asked)
+    events = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    (choice,) = whole.choices
+    assert "Paris" in (choice.message.content or "")
+    assert choice.finish_reason == "stop"
+    assert "".join(one.delta.content or "" for event in events for one in event.choices) == choice.message.content
+    assert events[-1].usage == whole.usage
+    assert [model.id for model in client.models.list()] == ["smollm2"]
+
+
+def test_log_probabilities_are_those_of_one_process(client: openai.OpenAI, smollm2: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (choice,) = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=8, temperature=0, logprobs=3).choices
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == choice.text
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    known = tokenizer("The sea is" + choice.text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        scores = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)(known).logits[0].log_softmax(-1)
+    start = known.shape[1] - len(logprobs.tokens or [])
+    expected = [float(scores[at - 1, known[0, at]]) for at in range(start, known.shape[1])]
+    assert logprobs.token_logprobs == pytest.approx(expected, abs=1e-3)
+    assert [len(likely) for likely in logprobs.top_logprobs or []] == [3] * len(expected), "greedy tokens are among the likeliest"
+
+
+def test_choices_differ_and_come_again_with_their_seed(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "smollm2", "prompt": "Once upon a time", "n": 2, "seed": 7, "temperature": 1.5, "max_tokens": 12}
+    first, second = ([choice.text for choice in client.completions.create(**asked).choices] for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_an_answer_keeps_to_a_json_schema_and_to_token_weights(client: openai.OpenAI) -> None:
+    class Capital(BaseModel):
+        city: str
+        inhabitants: int
+
+    asked: Any = {"model": "smollm2", "messages": PARIS["messages"], "max_tokens": 60, "temperature": 0}
+    parsed = client.chat.completions.parse(**asked, response_format=Capital).choices[0].message.parsed
+    assert parsed is not None
+    greedy = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=1, temperature=0, logprobs=0)
+    (token,) = greedy.choices[0].logprobs.tokens or []  # type: ignore[union-attr]
+    (first,) = token_ids(client, token)
+    other = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=1, temperature=0, logit_bias={str(first): -100})
+    assert other.choices[0].text != greedy.choices[0].text
+
+
+def token_ids(client: openai.OpenAI, text: str) -> list[int]:
+    """Return a text's token ids, as the server's own `tokenize` gives them."""
+    url = str(client.base_url).replace("/v1/", "/tokenize")
+    tokens: list[int] = client.post(url, body={"prompt": text}, cast_to=dict[str, Any])["tokens"]
+    return tokens
+
+
+def test_tools_are_refused_where_the_template_takes_none(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "weather"}}]
+    with pytest.raises(openai.BadRequestError, match="takes no tools"):
+        client.chat.completions.create(model="smollm2", messages=PARIS["messages"], tools=tools)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ INSTALLATION = (REPOSITORY / "docs" / "install.md").read_text()
 """Its commands are run on a real control plane by tests/cluster/test_install.py."""
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 CURLS = [block for block in BLOCKS if block.startswith("curl")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith(".venv/bin/lmd")]
 MODEL_COMMANDS = [line for line in COMMANDS if " serve " in line]
 START_SECONDS = 600
@@ -44,7 +46,8 @@ def test_every_block_is_run_by_a_test() -> None:
     assert len(in_a_cluster) == 2
     known = ["make serve\n", "make test\n", *CURLS, *in_a_cluster]
     assert [block for block in BLOCKS if block not in known and not all(line in COMMANDS for line in block.splitlines())] == []
-    assert len(CURLS) == 3
+    assert len(CURLS) == 4
+    assert len(PYTHON) == 1
     assert len(COMMANDS) == 5
 
 
@@ -91,6 +94,7 @@ def port(smollm2: Path) -> Iterator[int]:
     try:
         assert "The capital of France is Paris" in said, said
         assert f"base URL http://127.0.0.1:{number}" in said
+        assert f"base URL for OpenAI clients http://127.0.0.1:{number}/predictions/smollm2/1.0/v1" in said
         started = psutil.Process(process.pid).children(recursive=True)
         yield number
     finally:
@@ -103,7 +107,7 @@ def port(smollm2: Path) -> Iterator[int]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("block", CURLS, ids=["whole", "streamed", "report"])
+@pytest.mark.parametrize("block", CURLS, ids=["whole", "streamed", "openai", "report"])
 def test_make_serve_answers_the_curl_commands(block: str, port: int) -> None:
     answer = run(block.replace("127.0.0.1:8080", f"127.0.0.1:{port}"))
     if "stream" in block:
@@ -112,3 +116,12 @@ def test_make_serve_answers_the_curl_commands(block: str, port: int) -> None:
         assert [rank["degree"] for rank in json.loads(answer)["ranks"]] == [3, 3, 3]
     else:
         assert json.loads(answer)["completion_tokens"] > 3
+
+
+@pytest.mark.model
+def test_make_serve_answers_the_openai_package(port: int, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PYTHON[0].replace("127.0.0.1:8080", f"127.0.0.1:{port}"))
+    said = run(f"{sys.executable} {program}")
+    assert "Paris" in said
+    assert "city=" in said.splitlines()[-1]

@@ -10,7 +10,7 @@ import pytest
 
 from lmd_worker.api.generation import Answer, Call, Part
 from lmd_worker.api.routes import routes
-from lmd_worker.engine.protocol import Progress, Sampling
+from lmd_worker.engine.protocol import Progress, Sampling, TokenLogprobs
 from lmd_worker.errors import BadRequestError
 from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, STEP_SECONDS, Row, Sessions
 
@@ -282,3 +282,92 @@ def test_one_requests_error_is_its_own(bench: Bench) -> None:
     a, b = bench.step(("a", {"prompt": "x"}), ("b", {"prompt": "x"}))
     assert (a.part, a.status, message(a)) == (Part.ONLY, 503, "The cache is full.")
     assert b.part is Part.MORE
+
+
+def completions(bench: Bench, request_id: str, **body: Any) -> Answer:
+    return bench.step((request_id, {"prompt": "hi", "max_tokens": 9, **body}), path="v1/completions")[0]
+
+
+def test_every_choice_is_a_request_of_its_own_with_the_next_seed(bench: Bench) -> None:
+    completions(bench, "a", prompt=["hi", "ho"], n=2, seed=2**63 - 1)
+    seeds = {engine_id: sampling.seed for engine_id, (_, sampling) in bench.engine.submitted.items()}
+    assert seeds == {"a.0": 2**63 - 1, "a.1": 0, "a.2": 2**63 - 1, "a.3": 0}
+    assert bench.counts == [1], "one client waits, however many choices it asked for"
+
+
+def test_choices_end_one_by_one_and_the_answer_with_the_last(bench: Bench) -> None:
+    completions(bench, "a", n=2, stream=True, stream_options={"include_usage": True})
+    bench.engine.says("a.1", "no", "length")
+    (answer,) = bench.step("a")
+    (event,) = [json.loads(part.removeprefix(b"data: ")) for part in answer.body.split(b"\n\n")[:-1]]
+    assert event["choices"] == [{"index": 1, "text": "no", "logprobs": None, "finish_reason": "length"}]
+    assert answer.part is Part.MORE
+    bench.engine.says("a.0", "yes", "stop", END)
+    (answer,) = bench.step("a")
+    assert answer.part is Part.LAST
+    first, usage = [json.loads(part.removeprefix(b"data: ")) for part in answer.body.split(b"\n\n")[:-2]]
+    assert [choice["index"] for choice in first["choices"]] == [0]
+    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_queue_that_is_full_half_way_takes_none_of_the_choices(bench: Bench) -> None:
+    bench.engine.room = 2
+    answer = completions(bench, "a", n=3)
+    assert (answer.status, answer.part, answer.headers) == (429, Part.ONLY, {"Retry-After": "3"})
+    assert parsed(answer)["error"] == {"message": "The queue is full.", "type": "rate_limit_error", "param": None, "code": None}
+    assert bench.engine.cancelled == ["a.0", "a.1"]
+    assert bench.sessions.running == 0
+
+
+def test_one_choices_failure_ends_the_request_and_the_others_work(bench: Bench) -> None:
+    completions(bench, "a", n=3)
+    bench.engine.says("a.0", "x", "length")
+    bench.engine.says("a.1", "", "error", error="The cache is full.")
+    (answer,) = bench.step("a")
+    assert (answer.part, message(answer)) == (Part.LAST, "The cache is full.")
+    assert "a.2" in bench.engine.cancelled
+    assert "a.0" not in bench.engine.cancelled
+
+
+def test_a_client_that_leaves_ends_all_its_running_choices(bench: Bench) -> None:
+    completions(bench, "a", n=3)
+    bench.engine.says("a.1", "x", "length")
+    bench.step("a")
+    bench.step()
+    assert bench.engine.cancelled == ["a.0", "a.2"]
+
+
+def test_log_probabilities_leave_out_what_a_stop_string_cuts(bench: Bench) -> None:
+    tokens = tuple(map(ord, "ab STOP"))
+    bench.engine.during_waits = [{"a": Progress(tokens, logprobs=tuple(TokenLogprobs(-1.0, ((token, -1.0),)) for token in tokens))}]
+    (choice,) = parsed(completions(bench, "a", stop="STOP", logprobs=1))["choices"]
+    assert choice["text"] == "ab "
+    assert choice["logprobs"] == {
+        "tokens": ["a", "b", " "],
+        "token_logprobs": [-1.0] * 3,
+        "top_logprobs": [{"a": -1.0}, {"b": -1.0}, {" ": -1.0}],
+        "text_offset": [0, 1, 2],
+    }
+
+
+def test_constraints_are_each_choices_own(bench: Bench) -> None:
+    completions(bench, "a", n=2, presence_penalty=1)
+    first, second = (bench.engine.submitted[name][1].constraint for name in ("a.0", "a.1"))
+    assert first is not None
+    assert first is not second
+    assert message(completions(bench, "b", logit_bias={"301": 1})) == (
+        "logit_bias: names a token the model does not know; its vocabulary has 301 tokens."
+    )
+
+
+def test_a_chat_without_max_tokens_may_fill_the_context(bench: Bench) -> None:
+    bench.step(("a", {"messages": [{"role": "user", "content": "hi"}]}), path="v1/chat/completions")
+    assert bench.engine.submitted["a.0"][1].max_tokens == 18
+
+
+def test_an_echo_goes_before_the_answer(bench: Bench) -> None:
+    bench.engine.during_waits = [{"a": Progress((ord("!"), END), "stop")}]
+    assert parsed(completions(bench, "a", echo=True))["choices"][0]["text"] == "hi!"
+    bench.engine.during_waits = [{"b": Progress((ord("!"), END), "stop")}]
+    assert parsed(completions(bench, "b", prompt=[104, 105], echo=True))["choices"][0]["text"] == "hi!"

@@ -71,6 +71,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display) 
         if options.question:
             display.answer(options.question, ask(port, deployment.model_name, options.question, _patience(deployment)))
         display.phase(f"base URL http://{LOOPBACK}:{port}, model at /predictions/{deployment.model_name}")
+        display.phase(f"base URL for OpenAI clients http://{LOOPBACK}:{port}/predictions/{deployment.model_name}/1.0/v1")
         if options.once:
             return
         display.phase("serving; stop with Ctrl-C")
