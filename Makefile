@@ -19,13 +19,13 @@ serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up u
 test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
 	$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m model
-	$(BIN)/pytest -m cluster
+	$(MAKE) --no-print-directory test-cluster
 
-test-cluster: $(VENV)/.dev ## Run the tests that need a control plane
-	$(BIN)/pytest -m cluster
+test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one of each kind of fault
+	$(BIN)/pytest -n 2 -m cluster
 
-test-reliability: $(VENV)/.dev ## Kill and cut what the operator stands on; long, not part of `test`
-	$(BIN)/pytest -n 2 -m reliability
+test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leadership; long, LMD_LONG=1 is longer still
+	$(BIN)/pytest -n 2 -m "reliability and not cluster"
 
 bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
 	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000

@@ -23,6 +23,36 @@ SETTLE_SECONDS = 2.5
 
 EnrolOne = Callable[..., Operator]
 
+IN_THE_CLUSTER_SUITE = frozenset(
+    {
+        "test_one_write_a_child_then_silence",
+        "test_a_restart_writes_nothing[by SIGKILL]",
+        "test_drift_is_repaired[deleted-while it runs]",
+        "test_a_changed_spec_rolls_out_and_old_texts_are_pruned",
+        "test_scale_budget_suspend_and_restart",
+        "test_a_successor_of_the_same_name_gets_its_own_children",
+        "test_other_peoples_objects_are_not_touched[Service]",
+        "test_a_bad_spec_disturbs_nothing_and_a_good_one_heals",
+        "test_a_repeated_transition_is_one_event_with_a_series",
+        "test_a_crash_at_any_write_leaves_no_trace[create-after]",
+        "test_a_crash_around_a_deletion_leaves_nothing[while it is down]",
+        "test_watches_fail_while_things_change[410 to the list]",
+        "test_every_first_write_fails[500]",
+        "test_an_edit_that_comes_late_is_not_lost",
+        "test_a_standby_writes_nothing_and_takes_over",
+        "test_a_refused_spec_and_a_stalled_object_have_an_alert_each",
+    }
+)
+"""One test of each kind, which `make test-cluster` runs too; `make test-reliability` runs the rest, which takes much longer."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that the cluster suite runs too."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.name in IN_THE_CLUSTER_SUITE:
+            item.add_marker(pytest.mark.cluster)
+
 
 @pytest.fixture
 def make_operator(own_plane: Plane, namespace: str, crd: dict[str, Any], tmp_path: Path) -> Iterator[EnrolOne]:
