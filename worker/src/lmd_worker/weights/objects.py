@@ -67,7 +67,7 @@ class S3:
         told = _STATUS.search(str(error))
         status = told[1] if told else ""
         is_refused = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in ("401", "403")
-        if is_refused or "<Code>InvalidAccessKeyId<" in str(error):  # which some stores send with status 404
+        if is_refused or "access key" in str(error).lower():  # an unknown one is a 404 for some stores
             if self._is_anonymous:
                 return FetchError("TokenMissing", f"{self._source} may not be read anonymously; set credentialsSecretRef.")
             return FetchError("SourceForbidden", f"{self._source} refuses the credentials; let them list the bucket and read its objects.")
