@@ -18,7 +18,7 @@ from lmd_operator import names
 from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import LocalContainer, materialise
-from lmd_operator.rendering import files
+from lmd_operator.rendering import files, weights
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings as OperatorSettings
@@ -29,6 +29,7 @@ from lmd_worker.__main__ import COMMANDS
 from lmd_worker.environment import Environment
 from lmd_worker.errors import SettingsError
 from lmd_worker.settings import Settings
+from lmd_worker.weights import progress, source
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
@@ -72,7 +73,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
 
     assert Settings.from_model_config(environment.model_name, environment.model_directory, config) == Settings(
         model_name=owner.model_name,
-        model_path=Path(files.model_path(owner, Layout(models=f"{tmp_path}/models"))),
+        model_path=Path(weights.model_path(owner, Layout(models=f"{tmp_path}/models"))),
         strategy=built.plan.strategy,
         dtype=engine.dtype,
         device="cuda" if built.plan.gpus_per_replica else "cpu",
@@ -254,3 +255,25 @@ def test_deepspeed_refuses_what_is_wrong(deepspeed_config, wrong: dict[str, Any]
 
 def test_only_objects_that_are_cut_have_a_deepspeed_configuration() -> None:
     assert [path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts] == CUT
+
+
+FETCHED = [path for path in MANIFESTS if path.stem in ("fetched-from-a-hub", "fetched-from-s3", "verified-on-a-claim")]
+
+
+def test_operator_and_fetch_agree_on_names() -> None:
+    assert (names.ENV_SOURCE_FILE, names.ENV_PROGRESS_PORT, names.PROGRESS_PATH) == (source.SOURCE_FILE, progress.PORT, progress.PATH)
+
+
+@pytest.mark.parametrize("manifest", FETCHED, ids=lambda path: path.stem)
+def test_the_fetch_reads_what_it_is_told(manifest: Path, tmp_path: Path) -> None:
+    owner = load(manifest)
+    built = rendered(manifest)
+    file = tmp_path / "source.json"
+    file.write_text(built.files.texts["source.json"])
+    order = source.read(file)
+    section = yaml.safe_load(built.files.texts["model-config.yaml"])["handler"]
+    assert order.into == section["model_path"], "the worker loads what the fetch brings"
+    assert order.sha256 == (dict(owner.spec.model.verify.sha256) if owner.spec.model.verify else {})
+    told = built.files.texts["source.json"]
+    assert "secret" not in told.lower()
+    assert "token" not in told.lower()

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))
 KINDS_OF_SCENARIO = {
+    "fetched-from-a-hub": {"ConfigMap", "Deployment", "NetworkPolicy"},
+    "fetched-from-s3": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "node-port-service": {"Service"},
     "one-rank-on-cpu": {"ConfigMap", "Deployment"},
     "owned-by-uid": {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"},
@@ -26,6 +28,7 @@ KINDS_OF_SCENARIO = {
     "restart-token": {"Deployment"},
     "rolling-update-with-surge-only": {"Deployment", "PodDisruptionBudget"},
     "suspended": {"Deployment"},
+    "verified-on-a-claim": {"ConfigMap", "Deployment"},
     "template-with-everything": {"Deployment", "PodDisruptionBudget"},
 }
 """What a scenario is about; its other children are those of any object and are not repeated here."""
@@ -33,7 +36,10 @@ KINDS_OF_SCENARIO = {
 VERSIONS = ["1.29", "1.33", kubernetes_validate.latest_version()]
 """The oldest whose API server knows all that the CRD says, one between, the newest that the package brings."""
 
-EMPTY_ON_PURPOSE = {"spec.egress": "a NetworkPolicy that names Egress and lists nothing lets nothing out"}
+EMPTY_ON_PURPOSE = {
+    "spec.egress": "a NetworkPolicy that names Egress and lists nothing lets nothing out",
+    "spec.template.spec.volumes[4].emptyDir": "weights that are fetched: their size is known only to their source",
+}
 
 
 class Readable(yaml.SafeDumper):

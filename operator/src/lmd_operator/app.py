@@ -33,6 +33,7 @@ from lmd_operator.runtime.events import Announcer
 from lmd_operator.runtime.health import Health
 from lmd_operator.runtime.leadership import Leadership
 from lmd_operator.runtime.metrics import Metrics
+from lmd_operator.runtime.progress import ProgressReader
 from lmd_operator.runtime.queue import WorkQueue
 from lmd_operator.settings import Settings
 from lmd_operator.version import VERSION
@@ -61,8 +62,11 @@ class App:
             for cache in self._caches.values()
             for namespace in settings.watched_namespaces
         ]
+        self._progress = ProgressReader()
         self._door = Door(self._api, self._caches)
-        self._reconciler = Reconciler(self._api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now)
+        self._reconciler = Reconciler(
+            self._api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._progress.read
+        )
         self._announcer = Announcer(self._api, settings.own_identity, utc_now)
         self._leadership = Leadership(
             self._api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
@@ -91,6 +95,7 @@ class App:
             await asyncio.wait_for(self._leadership.release(), RELEASE_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._progress.close()
         await self._session.close()
 
     def check_for_ghosts_soon(self) -> None:

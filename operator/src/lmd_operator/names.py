@@ -24,6 +24,12 @@ LABEL_DOMAINS = (GROUP, "app.kubernetes.io")
 CONTAINER = "worker"
 """The container that runs TorchServe and the ranks."""
 
+FETCH_CONTAINER = "fetch"
+"""The init container that brings or verifies the weights."""
+
+PORT_PROGRESS = 8083
+"""Where that container tells how far it is; a number, as the operator asks it by the pod's address."""
+PROGRESS_PATH = "/progress"
 PORT_INFERENCE = "http"
 PORT_METRICS = "metrics"
 
@@ -40,6 +46,8 @@ ENV_TERMINATION_MESSAGE = "LMD_TERMINATION_MESSAGE_PATH"
 ENV_JAVA_OPTIONS = "LMD_JAVA_OPTIONS"
 ENV_DRAIN_SECONDS = "LMD_DRAIN_SECONDS"
 ENV_DRAIN_LAG_SECONDS = "LMD_DRAIN_LAG_SECONDS"
+ENV_SOURCE_FILE = "LMD_SOURCE_FILE"
+ENV_PROGRESS_PORT = "LMD_PROGRESS_PORT"
 ENV_LOCAL_SIZE = "LOCAL_SIZE"
 """DeepSpeed's CPU collectives read it; torchrun sets LOCAL_WORLD_SIZE instead (facts: deepspeed 0.19.8)."""
 
@@ -70,6 +78,10 @@ RESERVED_ENV: dict[str, str] = {
     "PYTHONDONTWRITEBYTECODE": _FIXED,
     "TOKENIZERS_PARALLELISM": _FIXED,
     "PYTHONPATH": "the worker image decides what is importable; build an image of your own and set template.image",
+    "HF_TOKEN": "a token stands in a Secret: use spec.model.source.huggingFace.tokenSecretRef",
+    "AWS_ACCESS_KEY_ID": "keys stand in a Secret: use spec.model.source.s3.credentialsSecretRef",
+    "AWS_SECRET_ACCESS_KEY": "keys stand in a Secret: use spec.model.source.s3.credentialsSecretRef",
+    "AWS_SESSION_TOKEN": "keys stand in a Secret: use spec.model.source.s3.credentialsSecretRef",
     "HF_HUB_OFFLINE": "a pod never downloads while it loads; weights come from spec.model.source",
     "DS_ACCELERATOR": _BY_OPERATOR,
 }

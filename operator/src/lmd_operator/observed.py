@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from lmd_operator.names import CONTAINER, LABEL_REVISION
+from lmd_operator.names import CONTAINER, FETCH_CONTAINER, LABEL_REVISION
 
 MESSAGE_LIMIT = 1024
 
@@ -26,13 +26,41 @@ class DeploymentState:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchState:
+    """The init container that brings the weights.
+
+    `message` is its last words: what it brought as JSON, or a reason, a colon and a sentence. `exit_code` is of its last end.
+    """
+
+    is_running: bool
+    is_done: bool
+    waiting: str
+    waiting_message: str
+    exit_code: int
+    restarts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch is, as the pod itself tells; `remaining_seconds` is None while nothing moves."""
+
+    state: str
+    bytes: int
+    total: int
+    bytes_per_second: int
+    remaining_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class PodState:
     """One pod of a replica.
 
     `is_ended` is one whose containers all ended for good: evicted, or of a node that shut down. It stays listed until it
     is cleared away, holds no devices, and its Deployment has replaced it.
     `waiting` is the reason its worker waits for (ImagePullBackOff, CrashLoopBackOff, ...) with its message;
-    `last_*` is how the worker ended the last time: reason, exit code and its own last words.
+    `last_*` is how the worker ended the last time: reason, exit code and its own last words. `fetch` is None for a pod that
+    brings no weights; `address` is the pod's own.
     """
 
     name: str
@@ -50,6 +78,23 @@ class PodState:
     last_reason: str
     last_exit_code: int
     last_message: str
+    address: str = ""
+    fetch: FetchState | None = None
+
+
+def progress(document: object) -> Progress | None:
+    """Read what a pod answers; None for anything that is not that, as anybody may have written it."""
+    if not isinstance(document, Mapping):
+        return None
+    state, remaining = document.get("state"), document.get("remaining_seconds")
+    there, total, speed = (document.get(name) for name in ("bytes", "total", "bytes_per_second"))
+    if not isinstance(state, str) or not (_is_count(there) and _is_count(total) and _is_count(speed)):
+        return None
+    return Progress(state[:80], there, total, speed, remaining if _is_count(remaining) else None)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**60
 
 
 def deployment_state(document: Mapping[str, Any]) -> DeploymentState:
@@ -94,4 +139,24 @@ def pod_state(document: Mapping[str, Any]) -> PodState:
         last_reason=ended.get("reason", ""),
         last_exit_code=ended.get("exitCode", 0),
         last_message=ended.get("message", "").strip()[-MESSAGE_LIMIT:],
+        address=status.get("podIP", ""),
+        fetch=_fetch_state(status),
+    )
+
+
+def _fetch_state(status: Mapping[str, Any]) -> FetchState | None:
+    found = next((entry for entry in status.get("initContainerStatuses") or [] if entry.get("name") == FETCH_CONTAINER), None)
+    if found is None:
+        return None
+    state = found.get("state") or {}
+    ended = state.get("terminated") or (found.get("lastState") or {}).get("terminated") or {}
+    waiting = state.get("waiting") or {}
+    return FetchState(
+        is_running="running" in state,
+        is_done="terminated" in state and state["terminated"].get("exitCode") == 0,
+        waiting=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", "")[:MESSAGE_LIMIT],
+        exit_code=ended.get("exitCode", 0),
+        restarts=found.get("restartCount", 0),
+        message=ended.get("message", "").strip()[-MESSAGE_LIMIT:],
     )

@@ -7,7 +7,7 @@ child and a restart. It never sleeps; what must be looked at again later is retu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from lmd_operator.cluster.parents import Parent, Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
 from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
-from lmd_operator.observed import DeploymentState, PodState
+from lmd_operator.observed import DeploymentState, PodState, Progress
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings
 from lmd_operator.status import Observed, refused, summarize
@@ -32,6 +32,7 @@ from lmd_operator.transitions import Told, transitions
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
+ReadProgress = Callable[[Sequence[PodState]], Awaitable[Mapping[str, Progress]]]
 FLIP_STATUS_SECONDS = 1.0
 """Least time between two status writes: pods, ReplicaSets and Deployments settle one after the other, and one write can tell it all."""
 PROGRESS_STATUS_SECONDS = 10.0
@@ -76,6 +77,7 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], float],
         now: Callable[[], str],
+        read_progress: ReadProgress | None = None,
     ) -> None:
         self._api = api
         self._parents = parents
@@ -84,6 +86,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._now = now
+        self._read_progress = read_progress
         self._memory: dict[Key, Memory] = {}
 
     async def reconcile(self, key: Key) -> Result:
@@ -108,8 +111,17 @@ class Reconciler:
             memory.status_at = self._clock()  # one write tells more a second later, and children of a thousand new objects go first
         memory.is_applied = True
         await self._prune(key, parent.uid, owner, memory.children)
-        status = summarize(owner, built, self._observe(parent, failures), parent.status, self._now())
-        return replace(await self._report(parent, memory, status), retry=retry)
+        observed = await self._with_progress(self._observe(parent, failures))
+        result = await self._report(parent, memory, summarize(owner, built, observed, parent.status, self._now()))
+        if any(pod.fetch is not None and pod.fetch.is_running for pod in observed.live()):
+            result = replace(result, again_seconds=result.again_seconds or PROGRESS_STATUS_SECONDS)
+        return replace(result, retry=retry)
+
+    async def _with_progress(self, observed: Observed) -> Observed:
+        """Return what was observed with what fetching pods say of themselves; nobody else is asked."""
+        if self._read_progress is None or not any(pod.fetch is not None and pod.fetch.is_running for pod in observed.live()):
+            return observed
+        return replace(observed, progress=await self._read_progress(observed.live()))
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
         """Return the typed object; reading and rendering are done once per generation, and the typed children not kept: they are large."""

@@ -155,7 +155,8 @@ def test_shared_memory_is_memory_with_a_limit(pod: Pod, worker: dict[str, Any]) 
 
 
 def test_scratch_space_is_bounded(pod: Pod) -> None:
-    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+    """All but fetched weights, whose size only their source knows; the fetch looks for space itself."""
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume and volume["name"] != "weights")
 
 
 def test_mounts_and_volumes_belong_together(pod: Pod, worker: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ def test_mounts_and_volumes_belong_together(pod: Pod, worker: dict[str, Any]) ->
 
 def test_weights_and_files_are_mounted_read_only(pod: Pod, worker: dict[str, Any]) -> None:
     writable = {mount["name"] for mount in worker["volumeMounts"] if not mount.get("readOnly")}
-    assert writable == {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+    assert writable == {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume} - {"weights"}
 
 
 def test_every_path_in_the_environment_is_where_it_should_be(worker: dict[str, Any]) -> None:
@@ -239,12 +240,14 @@ def test_selectors_are_one_label_that_pods_have(source: dict[str, Any], template
     assert frozen.items() < template["metadata"]["labels"].items()
 
 
-def test_only_requests_and_metrics_may_come_in(source: dict[str, Any], worker: dict[str, Any]) -> None:
+def test_only_requests_metrics_and_the_question_for_progress_may_come_in(source: dict[str, Any], pod: Pod, worker: dict[str, Any]) -> None:
     found = children(source)
     policy = found["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["egress"] == []
-    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}, {"port": "metrics", "protocol": "TCP"}]}]
+    is_fetched = any("emptyDir" in volume for volume in pod["volumes"] if volume["name"] == "weights")
+    assert bool(policy["egress"]) is is_fetched, "only a pod that fetches talks to anybody"
+    asked = [{"port": 8083, "protocol": "TCP"}] if pod.get("initContainers") else []
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}, {"port": "metrics", "protocol": "TCP"}, *asked]}]
     assert {port["name"]: port["containerPort"] for port in worker["ports"]} == {"http": 8080, "metrics": 8082}
     assert [port["targetPort"] for port in found["Service"]["spec"]["ports"]] == ["http"]
 

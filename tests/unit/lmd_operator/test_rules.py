@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from lmd_operator.api.base import ApiModel, Rule
 from lmd_operator.api.engine import Accelerator, CustomHandler, Parallelism
 from lmd_operator.api.fields import alias_of, model_in
-from lmd_operator.api.model import ClaimSource, Model, ModelSource, PathSource
+from lmd_operator.api.model import ClaimSource, HuggingFaceSource, Model, ModelSource, PathSource, S3Source
 from lmd_operator.api.pods import Autoscaling, Rollout
 from lmd_operator.api.v1alpha1 import Spec
 
 SOURCE = {"path": {"path": "/models/a"}}
 STRATEGIES = ["Auto", "DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "ZeroInference", "None"]
 SEGMENTS = st.lists(st.sampled_from(["a", "..", ".", "...", "..a", "", " "]), max_size=5).map("/".join)
+ENDPOINTS = st.sampled_from(["https://a.example.com", "https://user:word@a.example.com", "http://a:80/b"])
 AMOUNT = st.sampled_from([0, 1, 2, "0%", "1%", "50%", "100%"])
 
 
@@ -42,6 +43,8 @@ DOCUMENTS: dict[type[ApiModel], st.SearchStrategy[dict[str, Any]]] = {
     CustomHandler: _object(
         configMapRef=_nullable(st.just({"name": "a"})), module=_nullable(st.just("a.b:c")), archive=_nullable(st.just("a.mar"))
     ),
+    HuggingFaceSource: _object({"repository": st.just("a/b")}, endpoint=_nullable(ENDPOINTS)),
+    S3Source: _object({"uri": st.just("s3://bucket")}, endpoint=_nullable(ENDPOINTS)),
     ClaimSource: _object({"claimName": st.just("a")}, path=SEGMENTS.filter(lambda path: not path.startswith("/"))),
     PathSource: _object({"path": SEGMENTS.map(lambda path: f"/{path}")}),
     ModelSource: _object(

@@ -40,6 +40,15 @@ class HuggingFaceSource(ApiModel):
     endpoint: Url | None = None
     """Base URL of a mirror. Default: the public hub."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="endpoint",
+            message="must not carry a user or a password: use tokenSecretRef",
+            cel="!has(self.endpoint) || !self.endpoint.contains('@')",
+            holds=lambda self: self.endpoint is None or "@" not in self.endpoint,
+        ),
+    )
+
 
 class S3Source(ApiModel):
     """A prefix in an S3-compatible object store."""
@@ -52,6 +61,15 @@ class S3Source(ApiModel):
     """Region of the bucket. Default: what the store answers."""
     credentials_secret_ref: SecretReference | None = None
     """Secret with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Default: anonymous."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="endpoint",
+            message="must not carry a user or a password: use credentialsSecretRef",
+            cel="!has(self.endpoint) || !self.endpoint.contains('@')",
+            holds=lambda self: self.endpoint is None or "@" not in self.endpoint,
+        ),
+    )
 
 
 class ClaimSource(ApiModel):

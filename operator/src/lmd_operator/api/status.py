@@ -70,6 +70,23 @@ class ModelFacts(ApiModel):
     """Longest context the model was made for, in tokens."""
 
 
+class WeightsStatus(ApiModel):
+    """Weights that are fetched from their source, on the replica that has the least of them."""
+
+    revision: Name = ""
+    """What the source's revision stood for when it was fetched: a commit of the hub, or a digest over the objects of a store."""
+    bytes: Count = 0
+    """Bytes that are there."""
+    total_bytes: Count = 0
+    """Bytes in all; 0 until the source has answered."""
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """How much of them is there."""
+    bytes_per_second: Count = 0
+    """Speed over the last seconds; 0 when nothing moves or everything is there."""
+    remaining_seconds: Count | None = None
+    """Time left at this speed, in seconds. Absent while nothing moves."""
+
+
 class MemoryPlan(ApiModel):
     """Memory of one device as planned, in GiB."""
 
@@ -119,6 +136,8 @@ class Status(ApiModel):
     """Rendered configurations."""
     model: ModelFacts | None = None
     """What is known about the model."""
+    weights: WeightsStatus | None = None
+    """How far the weights are. Absent for models that are not fetched."""
     plan: PlanStatus | None = None
     """The settled parallelism."""
     conditions: Annotated[

@@ -16,6 +16,15 @@ from lmd_operator.resources.desired import Desired
 
 
 @dataclass(frozen=True, slots=True)
+class InitCommand:
+    """An init container: its command, its variables, and the names of those whose values a Secret would hold."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    secrets: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class LocalContainer:
     """What is needed to run a container without a cluster.
 
@@ -26,6 +35,7 @@ class LocalContainer:
     command: Sequence[str]
     environment: Mapping[str, str]
     ready_command: Sequence[str]
+    init_commands: Sequence[InitCommand]
     startup_seconds: int
     liveness_path: str
     liveness_period_seconds: int
@@ -47,10 +57,19 @@ def materialise(desired: Desired) -> LocalContainer:
         _mount(volumes[mount.name], Path(mount.mount_path), config_maps)
     message = Path(container.termination_message_path or "")
     message.parent.mkdir(parents=True, exist_ok=True)
-    return _local(container, message)
+    return _local(container, [_init(each) for each in pod.init_containers or []], message)
 
 
-def _local(container: V1Container, message: Path) -> LocalContainer:
+def _init(container: V1Container) -> InitCommand:
+    variables = container.env or []
+    return InitCommand(
+        command=container.command or [],
+        environment={variable.name: variable.value for variable in variables if variable.value is not None},
+        secrets=[variable.name for variable in variables if variable.value_from is not None],
+    )
+
+
+def _local(container: V1Container, init_commands: Sequence[InitCommand], message: Path) -> LocalContainer:
     startup, liveness = container.startup_probe, container.liveness_probe
     if not (startup and startup.var_exec and startup.period_seconds and startup.failure_threshold):
         raise TypeError("the worker container has no startup probe by command")
@@ -60,6 +79,7 @@ def _local(container: V1Container, message: Path) -> LocalContainer:
         command=container.command or [],
         environment={variable.name: variable.value for variable in container.env or [] if variable.value is not None},
         ready_command=startup.var_exec.command or [],
+        init_commands=init_commands,
         startup_seconds=startup.period_seconds * startup.failure_threshold,
         liveness_path=liveness.http_get.path,
         liveness_period_seconds=liveness.period_seconds,

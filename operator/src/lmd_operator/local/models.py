@@ -31,12 +31,16 @@ def models_directory(deployment: LargeModelDeployment, models: Path, claims: Map
     """Return the directory that stands for `/models` of a pod, with the model in it.
 
     A path source below `/models` is looked up in `models`, and a shipped model is prepared there; a claim is the directory
-    given for it. Raises `LocalRunError` when the model is nowhere, naming where it was looked for.
+    given for it; what is fetched is put into `models`, and found there the next time. Raises `LocalRunError` when the model
+    is nowhere, naming where it was looked for.
     """
     source = deployment.spec.model.source
     if source.persistent_volume_claim is not None:
         return _claim(source.persistent_volume_claim.claim_name, source.persistent_volume_claim.path, claims)
-    path = source.path.path if source.path else ""
+    if source.path is None:
+        models.mkdir(parents=True, exist_ok=True)
+        return models  # the fetch puts it there
+    path = source.path.path
     if not path.startswith(f"{IMAGE_MODELS}/") or Path(path).is_dir():
         _require_model(Path(path))
         return Path(IMAGE_MODELS)

@@ -26,9 +26,9 @@ from lmd_operator.local.janitor import Janitor
 from lmd_operator.local.java import java_directory
 from lmd_operator.local.models import models_directory, require_memory
 from lmd_operator.local.ports import LOOPBACK, free_ports, require_free
-from lmd_operator.local.server import Server
-from lmd_operator.rendering.files import model_path
+from lmd_operator.local.server import Server, run_init
 from lmd_operator.rendering.layout import Layout
+from lmd_operator.rendering.weights import model_path
 from lmd_operator.resources.desired import Desired, desired
 from lmd_operator.settings import Settings
 
@@ -62,10 +62,14 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display) 
         require_devices(plan)
         display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.tensor)} ({plan.reason})")
         layout = replace(layout, models=str(models_directory(deployment, options.models, options.claims, display.progress)))
-        require_memory(Path(model_path(deployment, layout)), plan)
         built = desired(deployment, Settings(), layout)
+        container = materialise(built)
+        for init in container.init_commands:
+            display.end_progress()
+            run_init(init, root, container.termination_message, display.phase)
+        require_memory(Path(model_path(deployment, layout)), plan)
         display.progress("starting the model server")
-        server = Server(materialise(built), root, java, port)
+        server = Server(container, root, java, port)
         server.wait_until_ready(display.progress)
         display.phase(f"ready after {time.monotonic() - started:.1f} s: {_verified(built, layout)}")
         if options.question:

@@ -12,13 +12,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lmd_operator.errors import LocalRunError
-from lmd_operator.local.container import LocalContainer
+from lmd_operator.local.container import InitCommand, LocalContainer
 from lmd_operator.local.janitor import MARK
 from lmd_operator.local.ports import LOOPBACK
 
 LOG_FILE = "worker.log"
 WORKER_LINE = re.compile(r"\b(?P<level>INFO|WARNING|ERROR) rank=0 lmd_worker\S*: (?P<words>.*)")
 """What rank 0 says about its own progress, inside the frontend's log lines."""
+PASSED_ON = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "TERM",
+)
+"""Variables of this machine that a fetch here needs; in a pod they come by the template."""
 POLL_SECONDS = 0.5
 PROBE_TIMEOUT_SECONDS = 10.0
 LOG_TAIL_LINES = 15
@@ -121,6 +133,26 @@ class Server:
             return words
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n".join(["it left no last words; the end of its log:", *lines])
+
+
+def run_init(init: InitCommand, root: Path, termination_message: Path, report: Callable[[str], None]) -> None:
+    """Run an init container's command to its end; its own bar is shown in a terminal, its lines are reported elsewhere.
+
+    What a Secret would hold is taken from the variable of the same name here. Raises `LocalRunError` with its last words.
+    """
+    secrets = {name: os.environ[name] for name in init.secrets if name in os.environ}
+    through = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = {**through, **init.environment, **secrets, "LMD_PROGRESS_PORT": ""}
+    command = [_command(init.command[0]), *init.command[1:]]
+    with subprocess.Popen(command, env=_environment(variables, root, None), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if (told := WORKER_LINE.search(line)) is not None:
+                report(told["words"])
+    if process.returncode:
+        words = termination_message.read_text().strip() if termination_message.is_file() else ""
+        raise LocalRunError(f"the model could not be fetched: {words.partition(': ')[2] or words or 'it left no last words'}")
+    termination_message.write_text("")  # in a pod every container has a file of its own
 
 
 def _command(name: str) -> str:

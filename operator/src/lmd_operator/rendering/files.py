@@ -19,6 +19,7 @@ from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.names import HANDLER_MODULE
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.layout import POD, Layout
+from lmd_operator.rendering.weights import SOURCE, model_path, needs_fetch, order
 
 MANIFEST = "MANIFEST.json"
 MODEL_CONFIG = "model-config.yaml"
@@ -63,19 +64,11 @@ def render(deployment: LargeModelDeployment, plan: Plan, layout: Layout = POD) -
         MODEL_CONFIG: _yaml(_model_config(deployment, plan, layout)),
         CONFIG_PROPERTIES: _properties(deployment, layout),
     }
+    if needs_fetch(deployment):
+        texts[SOURCE] = _json(order(deployment, layout))
     if plan.strategy == "DeepSpeed":
         texts[DS_CONFIG] = _json(_ds_config(deployment, plan))
     return RenderedFiles(dict(sorted(texts.items())))
-
-
-def model_path(deployment: LargeModelDeployment, layout: Layout) -> str:
-    """Return the absolute directory of the weights as the worker sees it."""
-    source = deployment.spec.model.source
-    if source.path is not None:
-        return layout.model_path(source.path.path)
-    if source.persistent_volume_claim is not None:
-        return f"{layout.models}/{source.persistent_volume_claim.path}".rstrip("/")
-    raise TypeError("spec.model.source is not available in this version; parse the object first")
 
 
 def _manifest(deployment: LargeModelDeployment) -> dict[str, Any]:

@@ -1,20 +1,25 @@
-"""The NetworkPolicy: requests and metrics may come in, nothing else, and nothing goes out.
+"""The NetworkPolicy: requests and metrics may come in, nothing else, and nothing goes out unless the pod fetches its model.
 
 TorchServe's frontend is old, and torchrun's rendezvous store listens on all interfaces without a password; neither may
-be reached from another pod. A model pod reads its weights from a volume and talks to nobody.
+be reached from another pod. A model pod reads its weights from a volume and talks to nobody; one that fetches them may
+reach names and the ports of its source, and tells how far it is.
 """
 
 from __future__ import annotations
 
 from kubernetes.client.models.v1_label_selector import V1LabelSelector
 from kubernetes.client.models.v1_network_policy import V1NetworkPolicy
+from kubernetes.client.models.v1_network_policy_egress_rule import V1NetworkPolicyEgressRule
 from kubernetes.client.models.v1_network_policy_ingress_rule import V1NetworkPolicyIngressRule
 from kubernetes.client.models.v1_network_policy_port import V1NetworkPolicyPort
 from kubernetes.client.models.v1_network_policy_spec import V1NetworkPolicySpec
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.names import PORT_INFERENCE, PORT_METRICS
+from lmd_operator.names import PORT_INFERENCE, PORT_METRICS, PORT_PROGRESS
+from lmd_operator.rendering.weights import needs_fetch, ports
 from lmd_operator.resources.common import metadata, selector
+
+DNS_PORT = 53
 
 
 def network_policy(deployment: LargeModelDeployment) -> V1NetworkPolicy:
@@ -28,9 +33,23 @@ def network_policy(deployment: LargeModelDeployment) -> V1NetworkPolicy:
             policy_types=["Ingress", "Egress"],
             ingress=[
                 V1NetworkPolicyIngressRule(
-                    ports=[V1NetworkPolicyPort(port=port, protocol="TCP") for port in (PORT_INFERENCE, PORT_METRICS)],
+                    ports=[V1NetworkPolicyPort(port=port, protocol="TCP") for port in _entrances(deployment)],
                 )
             ],
-            egress=[],
+            egress=_egress(deployment),
         ),
     )
+
+
+def _entrances(deployment: LargeModelDeployment) -> tuple[int | str, ...]:
+    entrances = (PORT_INFERENCE, PORT_METRICS)
+    return (*entrances, PORT_PROGRESS) if needs_fetch(deployment) else entrances
+
+
+def _egress(deployment: LargeModelDeployment) -> list[V1NetworkPolicyEgressRule]:
+    """Return what a fetch must reach. A policy knows no names of hosts and no phases of a pod, so ports are all it can say."""
+    reached = ports(deployment)
+    if not reached:
+        return []
+    names = [V1NetworkPolicyPort(port=DNS_PORT, protocol=protocol) for protocol in ("UDP", "TCP")]
+    return [V1NetworkPolicyEgressRule(ports=[*names, *(V1NetworkPolicyPort(port=port, protocol="TCP") for port in reached)])]

@@ -46,9 +46,11 @@ from lmd_operator.names import (
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.files import CONFIG_PROPERTIES, RenderedFiles
 from lmd_operator.rendering.layout import Layout
+from lmd_operator.rendering.weights import SOURCE, remote_source
 from lmd_operator.resources.common import labels
 from lmd_operator.resources.config_map import config_map_name
 from lmd_operator.resources.environment import DRAIN_LAG_SECONDS, environment
+from lmd_operator.resources.fetch import fetch_container
 from lmd_operator.settings import Settings
 
 USER_ID = 10001
@@ -90,6 +92,7 @@ def pod_template(
                 fs_group_change_policy="OnRootMismatch",
                 seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
             ),
+            init_containers=_init_containers(deployment, settings, layout),
             containers=[_worker(deployment, plan, settings, layout)],
             volumes=_volumes(deployment, files),
         ),
@@ -126,6 +129,11 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
     )
 
 
+def _init_containers(deployment: LargeModelDeployment, settings: Settings, layout: Layout) -> list[V1Container] | None:
+    fetch = fetch_container(deployment, settings, layout)
+    return [fetch] if fetch is not None else None
+
+
 def _ready_probe(period_seconds: int, failures: int) -> V1Probe:
     """Ask the worker itself: TorchServe's `/ping` is 200 before any rank has loaded."""
     probe = V1Probe(period_seconds=period_seconds, timeout_seconds=5, failure_threshold=failures)
@@ -155,7 +163,7 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
         V1VolumeMount(name="tmp", mount_path=layout.temp),
         V1VolumeMount(name="shm", mount_path=layout.shared_memory),
     ]
-    if deployment.spec.model.source.persistent_volume_claim is not None:
+    if deployment.spec.model.source.persistent_volume_claim is not None or remote_source(deployment) is not None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))
     return mounts
 
@@ -168,7 +176,9 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
         V1Volume(name="model-store", config_map=V1ConfigMapVolumeSource(name=name, items=model_items)),
         V1Volume(
             name="config",
-            config_map=V1ConfigMapVolumeSource(name=name, items=[V1KeyToPath(key=CONFIG_PROPERTIES, path=CONFIG_PROPERTIES)]),
+            config_map=V1ConfigMapVolumeSource(
+                name=name, items=[V1KeyToPath(key=key, path=key) for key in (CONFIG_PROPERTIES, SOURCE) if key in files.texts]
+            ),
         ),
         V1Volume(name="tmp", empty_dir=V1EmptyDirVolumeSource(size_limit=SCRATCH_SIZE)),
         V1Volume(name="shm", empty_dir=V1EmptyDirVolumeSource(medium="Memory", size_limit=deployment.spec.template.shared_memory)),
@@ -177,4 +187,6 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     if claim is not None:
         source = V1PersistentVolumeClaimVolumeSource(claim_name=claim.claim_name, read_only=True)
         volumes.append(V1Volume(name="weights", persistent_volume_claim=source))
+    elif remote_source(deployment) is not None:
+        volumes.append(V1Volume(name="weights", empty_dir=V1EmptyDirVolumeSource()))
     return volumes

@@ -7,9 +7,10 @@ human must act on comes before what passes by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lmd_operator.observed import PodState
+from lmd_operator.observed import PodState, Progress
+from lmd_operator.status import weights
 from lmd_operator.status.observation import Observed
 from lmd_operator.status.refusals import clause, refusal
 
@@ -19,6 +20,7 @@ ORDER = (
     "Unschedulable",
     "OutOfMemory",
     "CrashLooping",
+    *weights.FAILURES,
     "QuotaExceeded",
     "Forbidden",
     "ChildInvalid",
@@ -26,11 +28,12 @@ ORDER = (
     "ChildRefused",
     "RanksLost",
     "ProbeFailing",
+    weights.FETCHING,
     "ModelLoading",
     "PodsPending",
     "Terminating",
 )
-PASSING = frozenset({"ModelLoading", "PodsPending", "Terminating", "Progressing", "RollingOut", "Creating"})
+PASSING = frozenset({weights.FETCHING, "ModelLoading", "PodsPending", "Terminating", "Progressing", "RollingOut", "Creating"})
 """Reasons of an ordinary start, roll-out or end: nobody has to do anything."""
 
 _IMAGE_PULL = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
@@ -73,7 +76,7 @@ def most_telling(observed: Observed, asked: int) -> Cause | None:
     found: dict[str, list[str]] = {}
     pods = observed.live()
     for pod in pods:
-        cause = of_pod(pod)
+        cause = of_pod(pod, observed.progress.get(pod.name))
         if cause is not None:
             found.setdefault(cause.reason, []).append(cause.message)
     missing = asked - len(pods)
@@ -94,12 +97,14 @@ def of_pods(pods: Sequence[PodState]) -> Cause | None:
     return most_telling(Observed(None, tuple(pods), (), ()), 0)
 
 
-def of_pod(pod: PodState) -> Cause | None:
+def of_pod(pod: PodState, progress: Progress | None = None) -> Cause | None:
     """Return why a pod does not answer, without its full stop, or None when it does."""
     if pod.is_ready:
         return None
     if pod.is_going:
         return Cause("Terminating", "it finishes its answers and ends")
+    if pod.fetch is not None and not pod.fetch.is_done:
+        pod = replace(pod, waiting=pod.fetch.waiting, waiting_message=pod.fetch.waiting_message)
     if pod.waiting in _IMAGE_PULL:
         return Cause("ImagePull", _image_pull(pod))
     if pod.waiting in _CONTAINER_REFUSED:
@@ -107,6 +112,10 @@ def of_pod(pod: PodState) -> Cause | None:
         return Cause("ContainerRefused", f"the container cannot be made ({said}); create what it names, or correct spec.template")
     if not pod.is_scheduled:
         return _unscheduled(pod)
+    if pod.fetch is not None and not pod.fetch.is_done and not pod.is_running:
+        told = weights.of_fetch(pod.name, pod.fetch, progress)
+        if told is not None:
+            return Cause(*told)
     ended = bool(pod.last_reason) or pod.waiting == _CRASH_LOOP
     if ended and not (pod.has_started and pod.is_running):
         return _ended(pod)

@@ -28,6 +28,7 @@ from lmd_operator.resources.deployment import PROGRESS_MARGIN_SECONDS
 from lmd_operator.status.causes import Cause, counted, most_telling
 from lmd_operator.status.observation import Observed
 from lmd_operator.status.refusals import refusal
+from lmd_operator.status.weights import FETCHING
 
 MESSAGE_LIMIT = 4000
 """Longest message, in characters; the API takes 32768, and nobody reads that."""
@@ -143,8 +144,8 @@ def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause) -> Cause
     refused = _refused(observed)
     if refused is not None:
         return refused
-    if owner.spec.suspend or owner.spec.replicas == 0 or not observed.is_past_deadline():
-        return None
+    if owner.spec.suspend or owner.spec.replicas == 0 or not observed.is_past_deadline() or why.reason == FETCHING:
+        return None  # Kubernetes' deadline knows nothing of weights that still arrive
     seconds = owner.spec.engine.torch_serve.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS
     return Cause(why.reason, f"No progress for more than {seconds} seconds. {why.message}")
 

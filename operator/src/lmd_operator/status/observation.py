@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lmd_operator.api.status import Revision
-from lmd_operator.observed import DeploymentState, PodState
+from lmd_operator.observed import DeploymentState, PodState, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +15,14 @@ class Observed:
 
     `revisions` are the kept ConfigMaps, newest first. `failures` are sentences of children that the API server refused
     and will refuse again (a foreign object, 403, 422); what is worth another try in a moment is not among them.
+    `progress` is what fetching pods say of themselves, by pod.
     """
 
     deployment: DeploymentState | None
     pods: tuple[PodState, ...]
     revisions: tuple[Revision, ...]
     failures: tuple[str, ...]
+    progress: Mapping[str, Progress] = field(default_factory=dict)
 
     def live(self) -> list[PodState]:
         """Return the pods that neither end nor have ended, by name."""

@@ -17,6 +17,7 @@ from lmd_operator.resources.desired import Desired
 from lmd_operator.status.causes import counted, of_pods
 from lmd_operator.status.conditions import Said, dated, of_accepted, unverified
 from lmd_operator.status.observation import Observed, current_revision
+from lmd_operator.status.weights import weights_status
 
 HISTORY_LIMIT = 101
 PROBLEMS_LIMIT = 20
@@ -53,6 +54,7 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
             history=list(observed.revisions[:HISTORY_LIMIT]),
         ),
         model=None,
+        weights=weights_status(observed.live(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
         conditions=dated(of_accepted(owner, built.plan, revision, observed), previous.conditions, now),
     )
