@@ -185,6 +185,14 @@ def test_a_cache_that_does_not_fit_is_refused_with_what_would(built, monkeypatch
         built("llama", LLAMA, context_tokens=256, concurrency=64)
 
 
+def test_the_ranks_of_a_host_share_its_memory(monkeypatch):
+    monkeypatch.setattr(pages, "free_bytes", lambda device: 3 * 2**20)
+    shape = CacheShape(1, 4, 4, 64, torch.float32, context_tokens=512, concurrency=1)
+    assert 2**20 < shape.bytes < 1.5 * 2**20
+    assert pages.complaint(shape, Group(0, 2, ALONE.device)) == ""
+    assert pages.complaint(shape, Group(0, 3, ALONE.device)).startswith("Rank 0: the key-value cache for 1 requests of 512 tokens")
+
+
 def test_a_cache_is_as_large_as_its_shape_says():
     shape = CacheShape(3, 6, 2, 16, torch.bfloat16, context_tokens=100, concurrency=5)
     cache = Pages(shape, ALONE.device)

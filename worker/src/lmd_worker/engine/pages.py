@@ -106,7 +106,7 @@ def shape_for(model: Any, heads: tuple[int, int], head_dim: int, *, context_toke
 
 def complaint(shape: CacheShape, group: Group) -> str:
     """Return why the cache does not fit this rank's device beside what is there already, or nothing."""
-    free = free_bytes(group.device)
+    free = free_bytes(group.device) // (group.size if group.device.type == "cpu" else 1)  # the ranks of a host share its memory
     return f"Rank {group.rank}: {too_large(shape, free)}" if shape.bytes > free else ""
 
 
