@@ -8,7 +8,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-reliability bench-operator cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-reliability soak bench-operator cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leader
 
 bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
 	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
+
+soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
+	LMD_SOAK_SECONDS=1200 $(BIN)/pytest -s -m model tests/local/test_soak.py
 
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = Tokenizer(WordLevel({f"w{index}": index for index in range(512)}, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """Return what a condition gives once it is true; fail with its name after a generous deadline."""
+
+    def wait(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() > end:
+                pytest.fail(f"waited {seconds} s for: {what}")
+            time.sleep(0.05)
+        return value
+
+    return wait
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from lmd_operator.rendering.files import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
 from lmd_operator.settings import Settings
-from lmd_worker import bootstrap, mounts
+from lmd_worker import bootstrap, metrics, mounts
 from lmd_worker.environment import Environment
 
 pytestmark = pytest.mark.model
@@ -191,6 +191,8 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fr
         _devices(directory, built.plan.gpus_per_replica)
         for path in (environment.log_location, environment.metrics_location, directory / "empty"):
             path.mkdir(parents=True, exist_ok=True)
+        environment.run_directory.mkdir(parents=True, exist_ok=True)
+        metrics.write_config(bootstrap.site_packages() / "ts", environment.run_directory)
         java = mounts.find_java(variables)
         assert java is not None
         command = bootstrap.command(environment, java, directory / "empty")
@@ -264,7 +266,7 @@ def arguments(frontend: Frontend) -> list[str]:
         *(torchrun if ranks > 1 else []),
         str(packages / "ts" / "model_service_worker.py"),
         *("--sock-type", "unix", "--sock-name", f"{frontend.layout.temp}/.ts.sock.{port}"),
-        *("--metrics-config", str(packages / "ts" / "configs" / "metrics.yaml")),
+        *("--metrics-config", f"{frontend.layout.run}/metrics.yaml"),
     ]
 
 

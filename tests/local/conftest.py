@@ -107,7 +107,7 @@ class Serving:
             connection.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def start(smollm2: Path) -> Iterator[Callable[..., Serving]]:
     """Start servers; whatever still runs at the end is ended."""
     started: list[Serving] = []
@@ -120,6 +120,14 @@ def start(smollm2: Path) -> Iterator[Callable[..., Serving]]:
     yield run
     for serving in started:
         serving.end()
+
+
+@pytest.fixture(scope="package")
+def server(start: Callable[..., Serving]) -> Serving:
+    """One server that every test here may use and none may end."""
+    serving = start()
+    serving.wait_for("serving")
+    return serving
 
 
 @pytest.fixture

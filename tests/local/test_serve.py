@@ -22,13 +22,6 @@ NothingLeft = Callable[[list[psutil.Process], str], None]
 PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 24}
 
 
-@pytest.fixture(scope="module")
-def server(start: Start) -> Any:
-    serving = start()
-    serving.wait_for("serving")
-    return serving
-
-
 def test_a_chat_question_is_answered_right(server: Any) -> None:
     status, answer = server.post(PARIS)
     assert status == http.HTTPStatus.OK

@@ -212,6 +212,16 @@ def test_bad_input_is_refused_at_once_and_touches_no_neighbour(bench: Bench, bod
     assert bench.engine.cancelled == []
 
 
+def test_refusals_are_counted_by_status(bench: Bench) -> None:
+    bench.step(("a", {"prompt": ""}), ("b", {"prompt": 5}))
+    bench.step(("c", {"prompt": "hi"}))
+    assert bench.sessions.refused == {400: 2}
+    bench.step(("d", {"prompt": ""}), path="nothing")
+    bench.engine.room = 0
+    bench.step(("e", {"prompt": "hi"}))
+    assert bench.sessions.refused == {400: 2, 404: 1, 429: 1}
+
+
 def test_a_fault_of_ours_is_a_500_for_its_request_and_quotes_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = bench.step(("good", {"prompt": "hi"}), ("bad", {"prompt": "broken"}))
     assert (bad.status, good.part) == (500, Part.MORE)

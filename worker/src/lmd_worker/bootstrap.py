@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lmd_worker import lastwords, mounts, rundir
+from lmd_worker import lastwords, metrics, mounts, rundir
 from lmd_worker.environment import LOG_LOCATION, METRICS_LOCATION, TEMPORARY_DIRECTORY, Environment
 from lmd_worker.errors import SettingsError
 
@@ -90,6 +90,7 @@ def _enter(environment: Environment, variables: Mapping[str, str], execute: Exec
     empty = environment.run_directory / "empty"
     try:
         rundir.clear(environment.run_directory)
+        metrics.write_config(site_packages() / "ts", environment.run_directory)
         for directory in (empty, environment.log_location, environment.metrics_location):
             directory.mkdir(parents=True, exist_ok=True)
         if any(empty.iterdir()):

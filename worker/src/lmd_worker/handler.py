@@ -16,6 +16,7 @@ from lmd_worker.api.routes import routes
 from lmd_worker.environment import Environment
 from lmd_worker.errors import WorkerError
 from lmd_worker.loading import Loaded
+from lmd_worker.metrics import Exporter
 from lmd_worker.sessions import Sessions
 from lmd_worker.settings import Settings
 from lmd_worker.transport import Context
@@ -63,7 +64,7 @@ class TextGeneration:
             watcher.attend(loaded.engine.failure)
             return
         loaded.text.prepare()
-        self._sessions = Sessions(
+        self._sessions = sessions = Sessions(
             loaded.engine,
             loaded.text,
             routes(
@@ -75,7 +76,8 @@ class TextGeneration:
             ),
             count_changed=lambda count: _tell_drain(run_directory, count),
         )
-        watcher.attend(loaded.engine.failure, self._sessions.cancel_if_silent)
+        exporter = Exporter(model_name, loaded.engine, lambda: sessions.refused)
+        watcher.attend(loaded.engine.failure, sessions.cancel_if_silent, exporter.publish)
         log.info("Model loaded: model=%s ranks=%d context_tokens=%d", model_name, len(loaded.reports), loaded.engine.context_tokens)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from lmd_worker.api import prompts
 from lmd_worker.api.documents import wrong
@@ -61,12 +63,18 @@ class Sessions:
         self._lock = threading.Lock()
         self._open: dict[str, Session] = {}
         self._counted = 0
+        self._refused: Counter[int] = Counter()
         self._last_step = clock()
 
     @property
     def running(self) -> int:
         """Requests whose answer is not finished."""
         return sum(not session.ended for session in list(self._open.values()))
+
+    @property
+    def refused(self) -> Mapping[int, int]:
+        """How many new requests were answered with an error, by HTTP status."""
+        return dict(self._refused)
 
     def step(self, rows: Sequence[Row]) -> list[Answer]:
         """Return one piece for each open request, in order, as soon as one of them has something to say.
@@ -119,6 +127,8 @@ class Sessions:
             answer = self._begin(row)
             if answer is not None:
                 at_once[row.request_id] = answer
+                if answer.status >= HTTPStatus.BAD_REQUEST:
+                    self._refused[answer.status] += 1
         return at_once
 
     def _begin(self, row: Row) -> Answer | None:

@@ -150,7 +150,10 @@ def _ds_config(deployment: LargeModelDeployment, plan: Plan) -> dict[str, Any]:
 
 
 def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
-    """Only loopback for management and gRPC; no model can be registered, by URL or by workflow."""
+    """Only loopback for management and gRPC; no model can be registered, by URL or by workflow.
+
+    The metrics file is written by the worker when it starts, as it alone knows what it tells.
+    """
     entries: dict[str, object] = {
         "inference_address": f"http://{layout.host}:{layout.inference_port}",
         "management_address": f"http://127.0.0.1:{layout.management_port}",
@@ -167,6 +170,7 @@ def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
         "decode_input_request": "false",
         "disable_system_metrics": "true",
         "metrics_mode": "prometheus",
+        "metrics_config": f"{layout.run}/metrics.yaml",
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,
     }
