@@ -10,7 +10,7 @@ import pytest
 
 from lmd_worker.api.generation import Answer, Call, Part
 from lmd_worker.api.routes import routes
-from lmd_worker.engine.protocol import Progress, Sampling, TokenLogprobs
+from lmd_worker.engine.protocol import EngineStats, Progress, RequestTiming, Sampling, TokenLogprobs
 from lmd_worker.errors import BadRequestError
 from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, STEP_SECONDS, Row, Sessions
 
@@ -86,6 +86,12 @@ class FakeEngine:
 
     def failure(self) -> str | None:
         return self.dead
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def drain_timings(self) -> Sequence[RequestTiming]:
+        return ()
 
     def says(self, request_id: str, text: str, finish_reason: Any = None, *end: int, error: str | None = None) -> None:
         self.news[name(request_id)] = Progress((*map(ord, text), *end), finish_reason, error)
