@@ -47,7 +47,7 @@ def test_health_is_silent_and_every_metric_of_a_rule_is_there(operator: Operator
     assert named <= set(before)
     objects.change("small", {"replicas": 2})
     objects.wait_settled("small")
-    assert _firing(operator, before) == set()
+    eventually(lambda: not _firing(operator, before), "silence")  # a busy machine may hold up the event loop for a moment
 
 
 def test_a_refused_spec_and_a_stalled_object_have_an_alert_each(operator: Operator, objects: Objects) -> None:
@@ -76,10 +76,10 @@ def test_no_leader_is_told_by_a_standby(make_operator: Callable[..., Operator], 
     document = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "lmd-operator"}, "spec": lease}
     objects.api.create(objects.path("Lease"), document)
     operator.start()
-    assert _firing(operator) == {"LMDOperatorHasNoLeader"}
+    eventually(lambda: _firing(operator) == {"LMDOperatorHasNoLeader"}, "alert of the missing leader")
     objects.api.delete(objects.path("Lease", "lmd-operator"))
     operator.wait_leading()
-    assert _firing(operator) == set()
+    eventually(lambda: not _firing(operator), "silence")
 
 
 @pytest.mark.parametrize(("code", "alert"), [(403, "LMDOperatorForbidden"), (500, "LMDOperatorRequestsFail")])
