@@ -44,3 +44,13 @@ def test_a_mixed_turn_teaches_nothing_before_the_answers_alone_are_known():
     pace = Pace()
     pace.learn(5.0, 1, 10)
     assert pace.chunk(1) == FIRST_CHUNK
+
+
+def test_a_prompt_that_becomes_dearer_is_cut_smaller_at_once_and_larger_only_slowly():
+    pace = learned(0.1, 0.001)
+    usual = pace.chunk(4)
+    pace.learn(0.1 + 64 * 0.002, 4, 64)
+    assert pace.chunk(4) <= usual * 0.7
+    pace = learned(0.1, 0.001)
+    pace.learn(0.1 + 64 * 0.0005, 4, 64)
+    assert usual < pace.chunk(4) < usual * 1.25
