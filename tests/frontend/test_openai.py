@@ -202,7 +202,7 @@ def test_tool_calls(client: openai.OpenAI) -> None:
     asked: Any = {"model": "echo", "messages": user(f"Let me see.\n{CALL}"), "tools": [WEATHER], "tool_choice": "auto"}
     (choice,) = strict(client.chat.completions.create(**asked)).choices
     assert choice.finish_reason == "tool_calls"
-    assert choice.message.content == "Let me see."
+    assert choice.message.content == "Let me see.\n"
     (call,) = choice.message.tool_calls or []
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Köln"})

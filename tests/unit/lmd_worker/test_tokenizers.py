@@ -270,6 +270,26 @@ def test_a_constraint_leaves_alone_what_fits(make_text: Callable[..., ModelText]
     assert answered(text, '"Köln"', {"enum": ["Köln", "Bonn"]}, size(text)) == '"Köln"'
 
 
+def test_choices_of_one_request_have_states_of_their_own(make_text: Callable[..., ModelText]) -> None:
+    import torch
+
+    text = make_text("byte-level")
+    make = text.grammar(SCHEMA)
+    first, second = make(), make()
+    scores = torch.zeros(1, size(text))
+    beginning = second.restrict(scores)
+    first.accept(text.encode("{")[0])
+    assert torch.equal(second.restrict(scores), beginning)
+    assert not torch.equal(first.restrict(scores), beginning)
+
+
+def test_a_template_that_fails_in_any_way_is_the_requests_fault(make_text: Callable[..., ModelText]) -> None:
+    for template in ("{{ messages[5].role }}", "{{ messages[0].content.nothing() }}", "{{ 1 / (messages | length - 1) }}"):
+        with pytest.raises(BadRequestError, match="chat template refuses") as caught:
+            make_text("byte-level", template).encode_chat([{"role": "user", "content": "Hi"}])
+        assert caught.value.param == "messages"
+
+
 @pytest.mark.parametrize(
     "schema",
     [

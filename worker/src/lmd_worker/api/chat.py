@@ -103,7 +103,7 @@ class ChatReply:
         text = "".join(item for item in items if isinstance(item, str))
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
-            message |= {"content": text.strip() or None, "tool_calls": [_call_document(call) for call in calls]}
+            message |= {"content": text if text.strip() else None, "tool_calls": [_call_document(call) for call in calls]}
         finish_reason = "tool_calls" if calls else piece.finish_reason
         return {"index": piece.choice, "message": message, "logprobs": self._logprobs(piece), "finish_reason": finish_reason}
 

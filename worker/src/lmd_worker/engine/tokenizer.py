@@ -71,7 +71,7 @@ class ModelText:
                 add_generation_prompt=True,
                 return_dict=False,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             sentence = f"the model's chat template refuses these messages: {(str(error).splitlines() or [''])[0]}"
             raise BadRequestError(sentence, param="messages") from error
         return list(tokens)
