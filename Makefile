@@ -8,7 +8,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-reliability soak bench-operator cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-reliability soak bench-operator bench-worker cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -32,6 +32,9 @@ bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control pl
 
 soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 	LMD_SOAK_SECONDS=1200 $(BIN)/pytest -s -m model tests/local/test_soak.py
+
+bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
+	$(BIN)/python tests/bench/worker_bench.py
 
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up
@@ -89,11 +92,16 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(INSTALL) --require-hashes -r requirements/dev.txt
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
+	$(INSTALL) --require-hashes -r requirements/bench.txt
+	touch $@
+
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 lock: $(VENV)/.bootstrap ## Pin the requirements anew; UPGRADE=--upgrade takes newer versions
 	$(COMPILE) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(COMPILE) $(UPGRADE) pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) $(UPGRADE) pyproject.toml --group bench -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) pyproject.toml --all-extras -c requirements/dev.txt -o requirements/serve.txt
 	$(COMPILE) pyproject.toml --extra operator -c requirements/dev.txt -o images/operator/requirements.txt
 	$(COMPILE) pyproject.toml --extra worker --extra engine -c requirements/dev.txt -o images/worker/requirements.txt

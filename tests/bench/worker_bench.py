@@ -1,0 +1,331 @@
+"""What serving costs: tokens a second and the time to each, through TorchServe, next to the same engine called directly,
+to `transformers serve --continuous-batching`, and to plain `generate` one request after the other.
+
+Every way serves the same model to the same prompts on the same cores, one after the other. A stream is a client that
+sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "bench" / "results" / "worker.json"
+BIN = Path(sys.executable).parent
+MODEL = "smollm2-135m-instruct"
+NAME = "bench"
+CONTEXT_TOKENS = 512
+ANSWER_TOKENS = 48
+REQUESTS = 16
+"""At least this many a measurement, so that few streams are measured over several answers."""
+START_SECONDS = 600
+ANSWER_SECONDS = 1800
+WORDS = ("the sea was calm and the old captain told his crew about a city of glass far beyond the northern mountains " * 12).split()
+COLUMNS = ("tokens_per_second", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p99_ms")
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When an answer was asked for and when pieces of it came, in seconds, and how many tokens it had."""
+
+    asked: float
+    came: Sequence[float]
+    tokens: int
+
+
+def prompts(count: int) -> list[str]:
+    """Return prompts of 8 to 200 words, the same every time."""
+    return ["Tell me more: " + " ".join(WORDS[: 8 + (index * 53) % 193]) for index in range(count)]
+
+
+def requests(streams: int) -> int:
+    return max(REQUESTS, streams) // streams * streams
+
+
+def figures(answers: Sequence[Answer], seconds: float) -> Figures:
+    """Return the columns; times between tokens are those between pieces that a client sees."""
+    first = [answer.came[0] - answer.asked for answer in answers]
+    between = [after - before for answer in answers for before, after in zip(answer.came, answer.came[1:], strict=False)]
+    return {
+        "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 2),
+        "ttft_p50_ms": round(1000 * statistics.median(first), 1),
+        "ttft_p95_ms": round(1000 * percentile(first, 0.95), 1),
+        "itl_p50_ms": round(1000 * statistics.median(between), 1),
+        "itl_p99_ms": round(1000 * percentile(between, 0.99), 1),
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+async def drive(url: str, streams: int, extra: dict[str, Any]) -> Figures:
+    """Send streamed completions to an OpenAI server from so many clients at once."""
+    waiting = iter(prompts(requests(streams)))
+    answers: list[Answer] = []
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+
+    async def ask(session: aiohttp.ClientSession, prompt: str) -> Answer:
+        body = {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True, **extra}
+        asked, came, tokens = time.monotonic(), [], 0
+        async with session.post(url, json=body) as response:
+            if response.status != 200:
+                raise RuntimeError(f"{url} answered {response.status}: {await response.text()}")
+            async for line in response.content:
+                data = line.decode().strip().removeprefix("data: ")
+                if not data or data == "[DONE]":
+                    continue
+                event = json.loads(data)
+                if any(choice.get("text") for choice in event.get("choices") or ()):
+                    came.append(time.monotonic())
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+        return Answer(asked, came, tokens or len(came))
+
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        await ask(session, "warm up")
+
+        async def client() -> None:
+            for prompt in waiting:
+                answers.append(await ask(session, prompt))
+
+        began = time.monotonic()
+        await asyncio.gather(*(client() for _ in range(streams)))
+        return figures(answers, time.monotonic() - began)
+
+
+def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[int, Figures]:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder) / "bench.yaml"
+        manifest.write_text(yaml.safe_dump(_object(ranks, max(streams))))
+        with started([str(BIN / "lmd"), "serve", str(manifest), "--port", "0", "--models", str(models)], r"base URL (\S+?),") as address:
+            base = f"{address}/predictions/{NAME}/1.0/v1/completions"
+            wanted = {"model": NAME, "stream_options": {"include_usage": True}}
+            return {count: asyncio.run(drive(base, count, wanted)) for count in streams}
+
+
+def transformers_serve(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+    port = _free_port()
+    path = str(models / MODEL)
+    cache = ["--cb-block-size", "16", "--cb-num-blocks", str(max(streams) * CONTEXT_TOKENS // 16)]
+    command = [str(BIN / "transformers"), "serve", path, "--continuous-batching", *cache, "--device", "cpu", "--dtype", "float32"]
+    with started([*command, "--host", "127.0.0.1", "--port", str(port)], r"Uvicorn running on (\S+)"):
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        return {count: asyncio.run(drive(url, count, {"model": path})) for count in streams}
+
+
+def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+    """Call the engine in this process, without frontend, routes or text."""
+    from transformers import AutoTokenizer
+
+    from lmd_worker import loading
+    from lmd_worker.settings import Settings
+
+    handler = {
+        "model_path": str(models / MODEL),
+        "strategy": "None",
+        "dtype": "float32",
+        "concurrency": max(streams),
+        "context_tokens": CONTEXT_TOKENS,
+    }
+    loaded = loading.load(Settings.from_model_config(NAME, models, {"handler": handler}))
+    tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
+    results = {}
+    for count in streams:
+        texts = [tokenizer(prompt)["input_ids"] for prompt in prompts(requests(count))]
+        call = _Calls(loaded.engine, texts)
+        began = time.monotonic()
+        running = {call.begin() for _ in range(count)}
+        while running:
+            loaded.engine.wait(running, 1.0)
+            ended = {name for name in running if call.take(name)}
+            running = running - ended | {call.begin() for _ in ended if call.waiting}
+        seconds = time.monotonic() - began
+        results[count] = figures(call.answers(), seconds)
+    loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
+    return results
+
+
+class _Calls:
+    """Requests to an engine in this process, and when their tokens came."""
+
+    def __init__(self, engine: Any, texts: Sequence[Sequence[int]]) -> None:
+        self._engine = engine
+        self.waiting = list(texts)
+        self._asked: dict[str, float] = {}
+        self._came: dict[str, list[float]] = {}
+
+    def begin(self) -> str:
+        """Submit the next request and return its name."""
+        from lmd_worker.engine.protocol import Sampling
+
+        name = str(len(self._asked))
+        self._asked[name], self._came[name] = time.monotonic(), []
+        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=ANSWER_TOKENS))
+        return name
+
+    def take(self, name: str) -> bool:
+        """Note what has come for one request; return whether it has ended."""
+        progress = self._engine.progress(name)
+        self._came[name] += [time.monotonic()] * len(progress.tokens)
+        return progress.finish_reason is not None
+
+    def answers(self) -> list[Answer]:
+        return [Answer(asked, self._came[name], len(self._came[name])) for name, asked in self._asked.items()]
+
+
+def generate(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+    """Answer one request after the other with plain `generate`: what a handler without an engine does, however many clients wait."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.generation.streamers import BaseStreamer
+
+    class Times(BaseStreamer):  # type: ignore[misc]  # untyped
+        def __init__(self) -> None:
+            self.came: list[float] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.came.append(time.monotonic())
+
+        def end(self) -> None: ...
+
+    tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
+    model = AutoModelForCausalLM.from_pretrained(models / MODEL, dtype=torch.float32)
+    began = time.monotonic()
+    answers = []
+    for prompt in prompts(REQUESTS):
+        inputs, times = tokenizer(prompt, return_tensors="pt"), Times()
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False, streamer=times)
+        answers.append(Answer(began, times.came[1:], ANSWER_TOKENS))  # the first piece is the prompt; all asked at the start
+    return dict.fromkeys(streams, figures(answers, time.monotonic() - began))
+
+
+IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[int, Figures]]] = {"engine": engine, "generate": generate}
+
+
+def apart(name: str, models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+    """Run one of `IN_PROCESS` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        command = [sys.executable, __file__, "--only", name, "--models", str(models), "--output", str(out), "--streams"]
+        subprocess.run([*command, *map(str, streams)], check=True)
+        return {int(count): row for count, row in json.loads(out.read_text()).items()}
+
+
+@contextmanager
+def started(command: list[str], ready: str) -> Iterator[str]:
+    """Run a server until it has said `ready`; yield what its group matched, and end the server and all it started."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=_environment()
+    )
+    lines: list[str] = []
+    said = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if re.search(ready, line):
+                said.set()
+        said.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        said.wait(START_SECONDS)
+        match = next((found for line in lines if (found := re.search(ready, line))), None)
+        if match is None:
+            raise RuntimeError("\n".join([f"{command[0]} did not start:", *lines]))
+        yield match[1]
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+        reader.join()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def _object(ranks: int, concurrency: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "largemodel.dev/v1alpha1",
+        "kind": "LargeModelDeployment",
+        "metadata": {"name": NAME},
+        "spec": {
+            "model": {"source": {"path": {"path": f"/models/{MODEL}"}}},
+            "parallelism": {"strategy": "DeepSpeed" if ranks > 1 else "None", "tensor": ranks},
+            "engine": {"dtype": "float32", "contextTokens": CONTEXT_TOKENS, "concurrency": concurrency},
+            "accelerator": {"type": "CPU"},
+        },
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def table(results: dict[str, dict[int, Figures]]) -> str:
+    lines = [f"| streams | way | {' | '.join(COLUMNS)} |", f"| ---: | --- |{' ---: |' * len(COLUMNS)}"]
+    for count in next(iter(results.values())):
+        for way, rows in results.items():
+            lines.append(f"| {count} | {way} | {' | '.join(f'{rows[count][column]:g}' for column in COLUMNS)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure what serving costs.")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128], metavar="N")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks behind TorchServe (default: 1, as the others have)")
+    parser.add_argument("--models", type=Path, default=Path("~/.cache/lmd/models").expanduser())
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=IN_PROCESS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        options.output.write_text(json.dumps(IN_PROCESS[options.only](options.models, options.streams)))
+        return 0
+    load = os.getloadavg()[0]
+    results = {
+        "engine": apart("engine", options.models, options.streams),
+        "torchserve": torchserve(options.models, options.ranks, options.streams),
+        "transformers_serve": transformers_serve(options.models, options.streams),
+        "generate": apart("generate", options.models, options.streams),
+    }
+    by_count = {str(count): {way: rows[count] for way, rows in results.items()} for count in options.streams}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(by_count, indent=2) + "\n")
+    print(f"{MODEL}, float32, {os.cpu_count()} cores, load average before: {load:.1f}; answers of {ANSWER_TOKENS} tokens\n")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
