@@ -103,22 +103,23 @@ def test_frozen_watches(running: Operator, faults: FaultProxy, objects: Objects,
 def test_an_edit_that_comes_late_is_not_lost(running: Operator, faults: FaultProxy, objects: Objects, assert_works: Works) -> None:
     """The answer to a status write holds the newest spec; the watch tells of the edit later, and with an older version."""
     pid = running.pid
-    late = faults.add(Match(verb="watch", resource="largemodeldeployments"), DelayEvents(seconds=3, name="first"))
-
-    def nothing_else_tells_of_it(exchange: Exchange) -> None:
-        if exchange.request.subresource == "status" and not frozen:
-            frozen.append(sum(faults.freeze_watches(Match(resource=resource)) for resource in CHILD_RESOURCES))
-
+    late = faults.add(Match(verb="watch", resource="largemodeldeployments"), DelayEvents(seconds=4, type="MODIFIED", name="edited"))
     frozen: list[int] = []
-    faults.after_write(nothing_else_tells_of_it)
-    objects.change("first", {"replicas": 3})
-    objects.api.delete(objects.path("Pod", next(name for _, name in objects.children("first", ("Pod",)))))  # for a status to write
+
+    def edit(exchange: Exchange) -> None:
+        """Once the children are made and before the status is written; no news of children will tell of it either."""
+        if exchange.request.resource == "deployments" and not frozen:
+            frozen.append(sum(faults.freeze_watches(Match(resource=resource)) for resource in CHILD_RESOURCES))
+            objects.change("edited", {"replicas": 3})
+
+    faults.after_write(edit)
+    objects.create("edited", {"replicas": 2})
     eventually(lambda: frozen and late.fired, "status write, and then the edit")
-    eventually(lambda: objects.api.get(objects.path("Deployment", "first"))["spec"]["replicas"] == 3, "edit", seconds=20)
+    eventually(lambda: objects.api.get(objects.path("Deployment", "edited"))["spec"]["replicas"] == 3, "edit", seconds=20)
     assert frozen == [len(CHILD_RESOURCES)]
     faults.clear()
     faults.thaw_watches()
-    objects.wait_settled("first")
+    objects.wait_settled("edited")
     assert_works(running, pid)
 
 
