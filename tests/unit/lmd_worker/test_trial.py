@@ -180,17 +180,19 @@ def test_a_family_gets_the_engine_it_can_have_and_the_reason_is_told(built, capl
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_would(built, monkeypatch):
     monkeypatch.setattr(pages, "free_bytes", lambda device: 2**20)
-    words = "Rank 0: the key-value cache for 64 requests of 256 tokens needs 0.00 GiB, but the device has 0.00 GiB left"
+    words = (
+        "Rank 0: the key-value cache for 64 requests of 256 tokens needs 0.00 GiB and 0.00 GiB to work in, but the device has 0.00 GiB left"
+    )
     with pytest.raises(ModelRefusedError, match=words):
         built("llama", LLAMA, context_tokens=256, concurrency=64)
 
 
 def test_the_ranks_of_a_host_share_its_memory(monkeypatch):
     monkeypatch.setattr(pages, "free_bytes", lambda device: 3 * 2**20)
-    shape = CacheShape(1, 4, 4, 64, torch.float32, context_tokens=512, concurrency=1)
-    assert 2**20 < shape.bytes < 1.5 * 2**20
+    shape = CacheShape(10, 4, 4, 8, torch.float32, context_tokens=400, concurrency=1)
+    assert 2**20 < shape.bytes + shape.working_bytes == 1.2 * shape.bytes < 1.5 * 2**20
     assert pages.complaint(shape, Group(0, 2, ALONE.device)) == ""
-    assert pages.complaint(shape, Group(0, 3, ALONE.device)).startswith("Rank 0: the key-value cache for 1 requests of 512 tokens")
+    assert pages.complaint(shape, Group(0, 3, ALONE.device)).startswith("Rank 0: the key-value cache for 1 requests of 400 tokens")
 
 
 def test_a_cache_is_as_large_as_its_shape_says():

@@ -55,6 +55,11 @@ class CacheShape:
         page = 2 * self.layers * self.key_value_heads * self.head_dim * PAGE_TOKENS * self.dtype.itemsize
         return page * (self.pages + _RESERVED_PAGES)
 
+    @property
+    def working_bytes(self) -> int:
+        """What a turn of full-length requests gathers for one layer at a time; padding at most doubles it."""
+        return 2 * self.bytes // self.layers
+
 
 class Pages:
     """One rank's cache and who has which page of it."""
@@ -107,14 +112,15 @@ def shape_for(model: Any, heads: tuple[int, int], head_dim: int, *, context_toke
 def complaint(shape: CacheShape, group: Group) -> str:
     """Return why the cache does not fit this rank's device beside what is there already, or nothing."""
     free = free_bytes(group.device) // (group.size if group.device.type == "cpu" else 1)  # the ranks of a host share its memory
-    return f"Rank {group.rank}: {too_large(shape, free)}" if shape.bytes > free else ""
+    return f"Rank {group.rank}: {too_large(shape, free)}" if shape.bytes + shape.working_bytes > free else ""
 
 
 def too_large(shape: CacheShape, free: int) -> str:
     """The sentence for a cache that does not fit."""
     return (
-        f"the key-value cache for {shape.concurrency} requests of {shape.context_tokens} tokens needs {shape.bytes / _GIB:.2f} GiB, "
-        f"but the device has {free / _GIB:.2f} GiB left beside the weights. Lower contextTokens or concurrency, or raise the degree."
+        f"the key-value cache for {shape.concurrency} requests of {shape.context_tokens} tokens needs {shape.bytes / _GIB:.2f} GiB "
+        f"and {shape.working_bytes / _GIB:.2f} GiB to work in, but the device has {free / _GIB:.2f} GiB left beside the weights. "
+        "Lower contextTokens or concurrency, or raise the degree."
     )
 
 
