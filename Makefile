@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 MANIFEST ?= crds/examples/smollm2.yaml
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-reliability soak bench-operator bench-worker cluster cluster-down check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-node test-reliability soak bench-operator bench-worker cluster cluster-down node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -27,6 +28,9 @@ test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one o
 test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leadership; long, LMD_LONG=1 is longer still
 	$(BIN)/pytest -n 2 -m "reliability and not cluster"
 
+test-node: $(VENV)/.dev ## Run pods from the real image on a real node; needs root and containerd's helpers
+	$(BIN)/pytest -m node
+
 bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
 	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
 
@@ -39,13 +43,23 @@ bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up
 
+node: $(VENV)/.dev ## Add a real node to it that has the worker's image; needs root
+	images/build worker-dependencies PACKAGES=mounted
+	images/build worker
+	@$(PLANE) node --image lmd-worker:$(VERSION) --packages $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+images: ## Build the images with docker, podman or buildah
+	images/build operator
+	images/build worker-dependencies
+	images/build worker
+
 cluster-down: $(VENV)/.dev ## End it and remove everything of it
 	@$(PLANE) down
 
 check: $(VENV)/.dev fmt-check lint types imports check-generated test-fast ## Format, lint, types, import contracts, generated files, fast tests
 
 test-fast: $(VENV)/.dev
-	$(BIN)/pytest -n 2 -m "not model and not cluster and not reliability"
+	$(BIN)/pytest -n 2 -m "not model and not cluster and not reliability and not node"
 
 fmt: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

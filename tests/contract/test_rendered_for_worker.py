@@ -19,11 +19,13 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import LocalContainer, materialise
 from lmd_operator.rendering import files, weights
+from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings as OperatorSettings
 from lmd_worker import environment as worker_environment
-from lmd_worker import mounts
+from lmd_worker import front_door as worker_front_door
+from lmd_worker import haproxy, mounts, rundir
 from lmd_worker import settings as worker_settings
 from lmd_worker.__main__ import COMMANDS
 from lmd_worker.environment import Environment
@@ -98,6 +100,7 @@ def test_the_worker_reads_the_environment_of_the_pod(manifest: Path) -> None:
         model_store=Path("/store"),
         config_directory=Path("/etc/lmd"),
         run_directory=Path("/tmp/lmd"),
+        api_keys_directory=None,
         temporary_directory=Path("/tmp"),
         log_location=Path("/tmp/logs"),
         metrics_location=Path("/tmp/logs"),
@@ -161,6 +164,7 @@ VARIABLES = {
     names.ENV_RUN_DIR: worker_environment.RUN_DIRECTORY,
     names.ENV_TERMINATION_MESSAGE: worker_environment.TERMINATION_MESSAGE_PATH,
     names.ENV_JAVA_OPTIONS: worker_environment.JAVA_OPTIONS,
+    names.ENV_API_KEYS_DIR: worker_environment.API_KEYS_DIRECTORY,
     names.ENV_DRAIN_SECONDS: worker_environment.DRAIN_SECONDS,
     names.ENV_DRAIN_LAG_SECONDS: worker_environment.DRAIN_LAG_SECONDS,
     "TEMP": worker_environment.TEMPORARY_DIRECTORY,
@@ -180,8 +184,17 @@ def test_every_variable_the_worker_reads_is_rendered() -> None:
     read |= {worker_settings.RUN_DIRECTORY_ENV, worker_settings.TERMINATION_MESSAGE_ENV}
     assert read == set(VARIABLES.values())
     variables = pod_variables(rendered(EXAMPLES[0]))
-    assert read <= variables.keys()
+    assert read - {worker_environment.API_KEYS_DIRECTORY} <= variables.keys()
     assert {name for name in variables if name.startswith("LMD_")} <= read
+
+
+def test_both_halves_name_the_front_door_s_files_the_same(tmp_path: Path) -> None:
+    assert names.COMMAND_FRONT_DOOR in COMMANDS
+    assert files.HAPROXY_CONFIG == worker_front_door.CONFIG
+    assert rendering_front_door.BACKEND == haproxy.BACKEND
+    assert rendering_front_door.API_KEYS_FILE == worker_front_door.API_KEYS
+    layout = Layout(root=str(tmp_path))
+    assert Path(layout.front_door_socket) == Path(layout.run) / rundir.FRONT_DOOR_SOCKET
 
 
 def test_file_names_agree() -> None:

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,100 @@ def start_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Start frontends that the tests of a module share."""
     with _starter(tmp_path_factory) as begin:
         yield begin
+
+
+PATIENCE_SECONDS = 60
+
+
+class StubTorchServe:
+    """TorchServe's three addresses as far as the front door sees them. Records requests.
+
+    `gate` holds the end of every answer, `is_ready` is what the management address says.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_ready = True
+        self.servers = [_Server(self) for _ in range(3)]
+        self.ports = [int(server.server_address[1]) for server in self.servers]
+        self._threads = [threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}) for server in self.servers]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        self.gate.set()
+        for server, thread in zip(self.servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, stub: StubTorchServe) -> None:
+        self.stub = stub
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        stub = self.server.stub
+        if self.path == "/ping":
+            self._whole(200, {"status": "Healthy"})
+        elif self.path.startswith("/models/"):
+            text = json.dumps([{"workers": [{"status": "READY" if stub.is_ready else "UNLOADING"}]}])
+            self._answer(200, text.encode(), {"content-type": "application/json"})
+        elif self.path == "/metrics":
+            self._answer(200, b"ts_queue_latency 1\n", {"content-type": "text/plain"})
+        else:
+            self._record(b"")
+            self._whole(200, {"object": "list"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self._record(body)
+        stub = self.server.stub
+        if b'"stream"' not in body:
+            stub.gate.wait(PATIENCE_SECONDS)
+            self._whole(200, {"object": "chat.completion"})
+            return
+        self.send_response(200)
+        for name, value in {"content-type": "text/event-stream", "transfer-encoding": "chunked", "ts_stream_next": "true"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self._chunk(b"data: one\n\n")
+        stub.gate.wait(PATIENCE_SECONDS)
+        self._chunk(b"data: two\n\n")
+        self._chunk(b"")
+
+    def _record(self, body: bytes) -> None:
+        self.server.stub.requests.append({"path": self.path, "headers": dict(self.headers.items()), "body": body})
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _whole(self, status: int, document: object) -> None:
+        self._answer(status, json.dumps(document).encode(), {"content-type": "application/json"})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def torchserve() -> Iterator[StubTorchServe]:
+    stub = StubTorchServe()
+    yield stub
+    stub.close()

@@ -29,7 +29,7 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import materialise
 from lmd_operator.local.ports import free_ports
-from lmd_operator.rendering.files import REFUSED_TOGETHER
+from lmd_operator.rendering.front_door import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
 from lmd_operator.settings import Settings
@@ -130,7 +130,8 @@ class Frontend:
 
 
 def _layout(directory: Path, ports: list[int]) -> Layout:
-    names = [field.name for field in dataclasses.fields(Layout) if field.name.endswith("_port")]
+    front_door = {"api_port", "operations_port"}
+    names = [field.name for field in dataclasses.fields(Layout) if field.name.endswith("_port") and field.name not in front_door]
     given = dict(zip(names, ports, strict=True))
     return Layout(root=str(directory), models=f"{directory}/models", shared_memory=f"{directory}/shm", **given)
 
@@ -294,11 +295,10 @@ def test_the_frontend_understands_an_object_as_it_was_meant(begin, wait_until, e
     assert started["variables"]["TEMP"] == frontend.layout.temp
 
     layout = frontend.layout
-    public = {layout.inference_port, layout.metrics_port}
-    private = {layout.management_port, layout.grpc_inference_port, layout.grpc_management_port}
-    wait_until("every port is open", lambda: frontend.listeners().keys() >= public | private)
+    private = {layout.inference_port, layout.metrics_port, layout.management_port, layout.grpc_inference_port, layout.grpc_management_port}
+    wait_until("every port is open", lambda: frontend.listeners().keys() >= private)
     addresses = {port: "loopback" if found == {"127.0.0.1"} else "all" for port, found in frontend.listeners().items()}
-    assert addresses == dict.fromkeys(public, "all") | dict.fromkeys(private, "loopback")
+    assert addresses == dict.fromkeys(private, "loopback")
 
     address, fetched = elsewhere
     for path in (f"/models?url={address}/evil.mar", f"/workflows?url={address}/evil.war", "/workflows?url=file:///etc/hostname"):

@@ -107,7 +107,7 @@ def test_nothing_is_empty_where_something_was_meant(manifest: Path) -> None:
 def test_probes_and_the_drain_say_what_to_do(manifest: Path) -> None:
     (container,) = children(manifest)["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["startupProbe"]["exec"] == container["readinessProbe"]["exec"] == {"command": ["lmd-worker", "ready"]}
-    assert container["livenessProbe"]["httpGet"] == {"path": "/ping", "port": "http"}
+    assert container["livenessProbe"]["exec"] == {"command": ["lmd-worker", "alive"]}
     assert container["lifecycle"] == {"preStop": {"exec": {"command": ["lmd-worker", "drain"]}}}
 
 

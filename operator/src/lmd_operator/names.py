@@ -23,6 +23,8 @@ LABEL_DOMAINS = (GROUP, "app.kubernetes.io")
 
 CONTAINER = "worker"
 """The container that runs TorchServe and the ranks."""
+FRONT_DOOR = "front-door"
+"""The sidecar that runs HAProxy, through which everything from outside passes."""
 
 FETCH_CONTAINER = "fetch"
 """The init container that brings or verifies the weights."""
@@ -30,11 +32,13 @@ FETCH_CONTAINER = "fetch"
 PORT_PROGRESS = 8083
 """Where that container tells how far it is; a number, as the operator asks it by the pod's address."""
 PROGRESS_PATH = "/progress"
-PORT_INFERENCE = "http"
-PORT_METRICS = "metrics"
+PORT_API = "http"
+PORT_OPERATIONS = "operations"
+"""Probes and metrics of the front door."""
 
 WORKER_COMMAND = "lmd-worker"
 """Console script of the worker image; its subcommands serve, probe and drain."""
+COMMAND_FRONT_DOOR = "front-door"
 HANDLER_MODULE = "lmd_worker.handler"
 """The handler named in MANIFEST.json, a module of the worker image."""
 
@@ -48,6 +52,7 @@ ENV_DRAIN_SECONDS = "LMD_DRAIN_SECONDS"
 ENV_DRAIN_LAG_SECONDS = "LMD_DRAIN_LAG_SECONDS"
 ENV_SOURCE_FILE = "LMD_SOURCE_FILE"
 ENV_PROGRESS_PORT = "LMD_PROGRESS_PORT"
+ENV_API_KEYS_DIR = "LMD_API_KEYS_DIR"
 ENV_LOCAL_SIZE = "LOCAL_SIZE"
 """DeepSpeed's CPU collectives read it; torchrun sets LOCAL_WORLD_SIZE instead (facts: deepspeed 0.19.8)."""
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from lmd_operator.names import CONTAINER, FETCH_CONTAINER, LABEL_REVISION
+from lmd_operator.names import CONTAINER, FETCH_CONTAINER, FRONT_DOOR, LABEL_REVISION
 
 MESSAGE_LIMIT = 1024
+_INITIALIZING = "PodInitializing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def pod_state(document: Mapping[str, Any]) -> PodState:
     conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
     scheduled = conditions.get("PodScheduled", {})
     worker: Mapping[str, Any] = next((entry for entry in status.get("containerStatuses") or [] if entry.get("name") == CONTAINER), {})
-    waiting = (worker.get("state") or {}).get("waiting") or {}
+    waiting = _waiting(status, worker)
     ended = (worker.get("state") or {}).get("terminated") or (worker.get("lastState") or {}).get("terminated") or {}
     return PodState(
         name=metadata["name"],
@@ -160,3 +161,13 @@ def _fetch_state(status: Mapping[str, Any]) -> FetchState | None:
         restarts=found.get("restartCount", 0),
         message=ended.get("message", "").strip()[-MESSAGE_LIMIT:],
     )
+
+
+def _waiting(status: Mapping[str, Any], worker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the worker waits for; while that is the front door, which starts first, what the front door waits for."""
+    waiting: Mapping[str, Any] = (worker.get("state") or {}).get("waiting") or {}
+    if waiting.get("reason") != _INITIALIZING:
+        return waiting
+    statuses = status.get("initContainerStatuses") or []
+    front_door: Mapping[str, Any] = next((entry for entry in statuses if entry.get("name") == FRONT_DOOR), {})
+    return (front_door.get("state") or {}).get("waiting") or waiting

@@ -71,7 +71,7 @@ def test_render_prints_kubernetes_objects_from_standard_input() -> None:
 def test_render_files_prints_the_texts_the_worker_reads() -> None:
     _, out, _ = run("render", "--files", "-", stdin=SMOLLM2)
     files = yaml.safe_load(out)["smollm2"]
-    assert sorted(files) == ["MANIFEST.json", "config.properties", "ds-config.json", "model-config.yaml"]
+    assert sorted(files) == ["MANIFEST.json", "config.properties", "ds-config.json", "haproxy.cfg", "model-config.yaml"]
     assert json.loads(files["ds-config.json"])["tensor_parallel"]["tp_size"] == 3
 
 

@@ -97,7 +97,7 @@ def test_an_old_java_on_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_materialising_writes_the_rendered_bytes_where_a_pod_mounts_them(tmp_path: Path) -> None:
-    layout = Layout(root=str(tmp_path), host="127.0.0.1")
+    layout = Layout(root=str(tmp_path))
     built = desired(example("smollm2"), Settings(), layout)
     container = materialise(built)
     store = tmp_path / "store" / "smollm2"
@@ -113,7 +113,7 @@ def test_a_local_run_differs_from_a_pod_in_paths_and_ports_only(tmp_path: Path) 
     layout = Layout(root=str(tmp_path), inference_port=18080, management_port=18081, metrics_port=18082)
     local = desired(example("smollm2"), Settings(), layout).files.texts
     pod = desired(example("smollm2"), Settings()).files.texts
-    assert {name for name in pod if pod[name] != local[name]} == {"config.properties"}
+    assert {name for name in pod if pod[name] != local[name]} == {"config.properties", "haproxy.cfg"}
 
 
 def test_the_janitor_ends_marked_processes_and_removes_the_folder(tmp_path: Path) -> None:

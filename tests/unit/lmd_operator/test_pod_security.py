@@ -122,7 +122,7 @@ def _set(*path: str | int, value: object) -> Callable[[Pod], None]:
         ),
         pytest.param(_set("containers", 0, "securityContext", "privileged", value=True), "privileged", id="privileged"),
         pytest.param(_set("containers", 0, "securityContext", "procMount", value="Unmasked"), "procMount", id="unmasked proc"),
-        pytest.param(_set("containers", 0, "ports", 0, "hostPort", value=80), "hostPort", id="host port"),
+        pytest.param(_set("initContainers", 0, "ports", 0, "hostPort", value=80), "hostPort", id="host port"),
     ],
 )
 def test_the_check_finds_every_violation(spoil: Callable[[Pod], None], found: str) -> None:
@@ -210,10 +210,8 @@ def test_no_variable_of_ours_can_be_set_in_the_template() -> None:
 def test_readiness_and_liveness_ask_different_questions(worker: dict[str, Any]) -> None:
     """TorchServe's /ping is 200 before any rank has loaded: it may restart a pod, never make it ready."""
     ready, alive = worker["readinessProbe"], worker["livenessProbe"]
-    assert "httpGet" in alive
-    assert "exec" not in alive
-    assert "exec" in ready
-    assert "httpGet" not in ready
+    assert alive["exec"] == {"command": ["lmd-worker", "alive"]}
+    assert ready["exec"] == {"command": ["lmd-worker", "ready"]}
     assert worker["startupProbe"]["exec"] == ready["exec"]
 
 
@@ -240,16 +238,36 @@ def test_selectors_are_one_label_that_pods_have(source: dict[str, Any], template
     assert frozen.items() < template["metadata"]["labels"].items()
 
 
-def test_only_requests_metrics_and_the_question_for_progress_may_come_in(source: dict[str, Any], pod: Pod, worker: dict[str, Any]) -> None:
+def test_only_requests_metrics_and_the_question_for_progress_may_come_in(source: dict[str, Any], pod: Pod) -> None:
     found = children(source)
     policy = found["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     is_fetched = any("emptyDir" in volume for volume in pod["volumes"] if volume["name"] == "weights")
     assert bool(policy["egress"]) is is_fetched, "only a pod that fetches talks to anybody"
-    asked = [{"port": 8083, "protocol": "TCP"}] if pod.get("initContainers") else []
-    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}, {"port": "metrics", "protocol": "TCP"}, *asked]}]
-    assert {port["name"]: port["containerPort"] for port in worker["ports"]} == {"http": 8080, "metrics": 8082}
-    assert [port["targetPort"] for port in found["Service"]["spec"]["ports"]] == ["http"]
+    *fetch, front_door = pod["initContainers"]
+    asked = [{"port": 8083, "protocol": "TCP"}] if fetch else []
+    assert policy["ingress"] == [{"ports": [{"port": 8000, "protocol": "TCP"}, {"port": 8405, "protocol": "TCP"}, *asked]}]
+    assert {port["name"]: port["containerPort"] for port in front_door["ports"]} == {"http": 8000, "operations": 8405}
+    assert "ports" not in pod["containers"][0]
+    assert [port["targetPort"] for port in found["Service"]["spec"]["ports"]] == [8000]
+
+
+def test_the_front_door_starts_first_and_ends_last(pod: Pod) -> None:
+    front_door = pod["initContainers"][-1]
+    assert front_door["restartPolicy"] == "Always", "what Kubernetes takes as a sidecar"
+    assert front_door["image"] == pod["containers"][0]["image"]
+    assert front_door["startupProbe"]["httpGet"] == front_door["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 8405}
+    assert front_door["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 8405}
+
+
+def test_only_the_front_door_sees_the_keys(source: dict[str, Any]) -> None:
+    source["spec"]["endpoint"] = {"apiKeysSecretRef": {"name": "keys"}}
+    pod = children(source)["Deployment"]["spec"]["template"]["spec"]
+    assert {"name": "api-keys", "secret": {"secretName": "keys"}} in pod["volumes"]
+    mount = {"name": "api-keys", "mountPath": "/etc/lmd-api-keys", "readOnly": True}
+    assert mount in pod["initContainers"][-1]["volumeMounts"]
+    assert mount not in pod["containers"][0]["volumeMounts"]
+    assert variables(pod["initContainers"][-1])["LMD_API_KEYS_DIR"] == "/etc/lmd-api-keys"
 
 
 @pytest.mark.parametrize("name", ["m", "m" * NAME_MAX_LENGTH], ids=["shortest", "longest"])
@@ -262,4 +280,4 @@ def test_names_and_label_values_fit(source: dict[str, Any], name: str) -> None:
     pod = children(source)["Deployment"]["spec"]["template"]
     assert all(len(value) <= LABEL_MAX_LENGTH for value in pod["metadata"]["labels"].values())
     assert all(len(volume["name"]) <= LABEL_MAX_LENGTH for volume in pod["spec"]["volumes"])
-    assert all(len(port["name"]) <= 15 for port in pod["spec"]["containers"][0]["ports"])
+    assert all(len(port["name"]) <= 15 for port in pod["spec"]["initContainers"][0]["ports"])

@@ -23,6 +23,8 @@ USAGE = """usage: lmd-worker COMMAND
   alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
 
+  front-door   run HAProxy before the model server (the command of the container beside it)
+
 Each is told what to do by LMD_* variables; see lmd_worker/environment.py.
 """
 
@@ -67,7 +69,21 @@ def drain(environment: Environment) -> int:
     return _tell(probes.drain(environment, os.environ))
 
 
-COMMANDS: dict[str, Callable[[Environment], int]] = {"fetch": fetch, "serve": serve, "ready": ready, "alive": alive, "drain": drain}
+def front_door(environment: Environment) -> int:
+    """Run the front door until it ends."""
+    from lmd_worker import front_door as door
+
+    return door.serve(environment)
+
+
+COMMANDS: dict[str, Callable[[Environment], int]] = {
+    "fetch": fetch,
+    "serve": serve,
+    "ready": ready,
+    "alive": alive,
+    "drain": drain,
+    "front-door": front_door,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

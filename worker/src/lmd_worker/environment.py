@@ -17,6 +17,8 @@ CONFIG_DIRECTORY = "LMD_CONFIG_DIR"
 """The directory that holds config.properties. Default /etc/lmd."""
 RUN_DIRECTORY = "LMD_RUN_DIR"
 """Where a pod's processes leave what the probes, the drain and the status read. Default /tmp/lmd."""
+API_KEYS_DIRECTORY = "LMD_API_KEYS_DIR"
+"""The mounted Secret of API keys, a file a key; read by the front door. Default: no key is asked for."""
 TEMPORARY_DIRECTORY = "TEMP"
 """Where the frontend and the ranks meet on sockets; short, and writable. Default /tmp."""
 LOG_LOCATION = "LOG_LOCATION"
@@ -41,6 +43,7 @@ class Environment:
     model_store: Path
     config_directory: Path
     run_directory: Path
+    api_keys_directory: Path | None
     temporary_directory: Path
     log_location: Path
     metrics_location: Path
@@ -56,12 +59,14 @@ class Environment:
 
         run_directory = path(RUN_DIRECTORY, Path("/tmp/lmd"))
         log_location = path(LOG_LOCATION, run_directory / "logs")
+        api_keys = variables.get(API_KEYS_DIRECTORY)
         last_words = variables.get(TERMINATION_MESSAGE_PATH)
         return cls(
             model_name=variables.get(MODEL_NAME, ""),
             model_store=path(MODEL_STORE, Path("/store")),
             config_directory=path(CONFIG_DIRECTORY, Path("/etc/lmd")),
             run_directory=run_directory,
+            api_keys_directory=Path(api_keys) if api_keys else None,
             temporary_directory=path(TEMPORARY_DIRECTORY, Path("/tmp")),
             log_location=log_location,
             metrics_location=path(METRICS_LOCATION, log_location),

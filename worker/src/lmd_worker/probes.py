@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from lmd_worker import properties, rundir
 from lmd_worker.environment import DRAIN_LAG_SECONDS, DRAIN_SECONDS, Environment, seconds
+from lmd_worker.haproxy import Haproxy, HaproxyError
 from lmd_worker.web import WebError, get
 
 HTTP_OK = 200
@@ -87,7 +89,9 @@ def drain(
 
 
 def _in_flight(environment: Environment) -> int:
-    """Count requests that are answered or queued; a frontend that is gone holds none."""
+    """Count requests that are answered or queued. The front door counts them all; without it TorchServe and rank 0 do."""
+    with contextlib.suppress(HaproxyError):
+        return Haproxy(environment.run_directory / rundir.FRONT_DOOR_SOCKET).requests()
     try:
         model = _describe(environment, timeout_seconds=QUEUED_LOOK_SECONDS)
     except _CannotTellError:

@@ -11,6 +11,8 @@ IN_FLIGHT = "in-flight"
 """Holds the number of requests rank 0 is answering; absent means none."""
 DRAINING = "draining"
 """Its presence makes the readiness probe fail."""
+FRONT_DOOR_SOCKET = "front-door.sock"
+"""Where HAProxy takes commands, in a pod; haproxy.cfg names it."""
 RANK_REPORT = "ranks.json"
 """What the ranks of the running container said of themselves; stale after a restart."""
 

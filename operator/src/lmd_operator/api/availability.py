@@ -49,11 +49,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ),
     ("spec.handler", lambda s: s.handler is not None, _later("is", "remove it; the worker's own handler serves the model")),
     ("spec.autoscaling", lambda s: s.autoscaling is not None, _later("is", "remove it and set spec.replicas")),
-    (
-        "spec.endpoint.apiKeysSecretRef",
-        lambda s: s.endpoint.api_keys_secret_ref is not None,
-        _later("is", "remove it and check keys in the gateway in front of the Service"),
-    ),
 )
 
 

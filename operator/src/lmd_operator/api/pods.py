@@ -132,6 +132,7 @@ class Endpoint(ApiModel):
     port: Annotated[int, Field(ge=1, le=65535)] = 80
     """Port of the Service."""
     api_keys_secret_ref: SecretReference | None = None
-    """Secret whose values are the accepted API keys. Default: no key is asked for."""
+    """Secret whose values are the accepted API keys, sent as bearer tokens; changes take effect without a restart.
+    Default: no key is asked for."""
     service: ServiceOptions = ServiceOptions()
     """The Service itself."""

@@ -14,6 +14,9 @@ from kubernetes.client.models.v1_volume import V1Volume
 
 from lmd_operator.resources.desired import Desired
 
+SIDECAR = "Always"
+"""Restart policy of an init container that stays: the front door, which does not run here."""
+
 
 @dataclass(frozen=True, slots=True)
 class InitCommand:
@@ -29,7 +32,7 @@ class LocalContainer:
     """What is needed to run a container without a cluster.
 
     `startup_seconds` is the whole budget of the startup probe; `liveness_period_seconds` and `liveness_failures` are the
-    pod's own.
+    pod's own. The front door does not run here: clients of this machine reach the worker itself.
     """
 
     command: Sequence[str]
@@ -37,7 +40,7 @@ class LocalContainer:
     ready_command: Sequence[str]
     init_commands: Sequence[InitCommand]
     startup_seconds: int
-    liveness_path: str
+    alive_command: Sequence[str]
     liveness_period_seconds: int
     liveness_failures: int
     termination_message: Path
@@ -57,7 +60,7 @@ def materialise(desired: Desired) -> LocalContainer:
         _mount(volumes[mount.name], Path(mount.mount_path), config_maps)
     message = Path(container.termination_message_path or "")
     message.parent.mkdir(parents=True, exist_ok=True)
-    return _local(container, [_init(each) for each in pod.init_containers or []], message)
+    return _local(container, [_init(each) for each in pod.init_containers or [] if each.restart_policy != SIDECAR], message)
 
 
 def _init(container: V1Container) -> InitCommand:
@@ -73,15 +76,15 @@ def _local(container: V1Container, init_commands: Sequence[InitCommand], message
     startup, liveness = container.startup_probe, container.liveness_probe
     if not (startup and startup.var_exec and startup.period_seconds and startup.failure_threshold):
         raise TypeError("the worker container has no startup probe by command")
-    if not (liveness and liveness.http_get and liveness.http_get.path and liveness.period_seconds and liveness.failure_threshold):
-        raise TypeError("the worker container has no liveness probe by HTTP")
+    if not (liveness and liveness.var_exec and liveness.period_seconds and liveness.failure_threshold):
+        raise TypeError("the worker container has no liveness probe by command")
     return LocalContainer(
         command=container.command or [],
         environment={variable.name: variable.value for variable in container.env or [] if variable.value is not None},
         ready_command=startup.var_exec.command or [],
         init_commands=init_commands,
         startup_seconds=startup.period_seconds * startup.failure_threshold,
-        liveness_path=liveness.http_get.path,
+        alive_command=liveness.var_exec.command or [],
         liveness_period_seconds=liveness.period_seconds,
         liveness_failures=liveness.failure_threshold,
         termination_message=message,

@@ -69,7 +69,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display) 
             run_init(init, root, container.termination_message, display.phase)
         require_memory(Path(model_path(deployment, layout)), plan)
         display.progress("starting the model server")
-        server = Server(container, root, java, port)
+        server = Server(container, root, java)
         server.wait_until_ready(display.progress)
         display.phase(f"ready after {time.monotonic() - started:.1f} s: {_verified(built, layout)}")
         if options.question:
@@ -90,7 +90,6 @@ def _layout(root: Path, port: int) -> Layout:
     management, metrics, grpc_inference, grpc_management = free_ports(4)
     return Layout(
         root=str(root),
-        host=LOOPBACK,
         inference_port=port,
         management_port=management,
         metrics_port=metrics,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lmd_operator.errors import LocalRunError
 from lmd_operator.local.container import InitCommand, LocalContainer
 from lmd_operator.local.janitor import MARK
-from lmd_operator.local.ports import LOOPBACK
 
 LOG_FILE = "worker.log"
 WORKER_LINE = re.compile(r"\b(?P<level>INFO|WARNING|ERROR) rank=0 lmd_worker\S*: (?P<words>.*)")
@@ -39,11 +37,10 @@ LOG_TAIL_LINES = 15
 class Server:
     """The worker's process and what it says. Ending it is the janitor's work."""
 
-    def __init__(self, container: LocalContainer, root: Path, java_directory: str | None, port: int) -> None:
+    def __init__(self, container: LocalContainer, root: Path, java_directory: str | None) -> None:
         self._container = container
         self._log = root / LOG_FILE
         self._environment = _environment(container.environment, root, java_directory)
-        self._port = port
         self._position = 0
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -65,7 +62,7 @@ class Server:
                 raise LocalRunError(f"the worker ended while starting: {self._cause()}")
             if self._container.termination_message.is_file() and self._last_words():
                 raise LocalRunError(f"the worker could not load the model: {self._cause()}")
-            if self._probe():
+            if self._probe(self._container.ready_command):
                 return
             if time.monotonic() > deadline:
                 raise LocalRunError(
@@ -79,7 +76,7 @@ class Server:
         while failures < self._container.liveness_failures:
             if self._ended(self._container.liveness_period_seconds):
                 return f"the worker ended: {self._cause()}"
-            failures = 0 if self._answers() else failures + 1
+            failures = 0 if self._probe(self._container.alive_command) else failures + 1
         return f"the worker is no longer healthy: {self._cause()}"
 
     def _ended(self, timeout_seconds: float) -> bool:
@@ -89,8 +86,7 @@ class Server:
             return False
         return True
 
-    def _probe(self) -> bool:
-        command = self._container.ready_command
+    def _probe(self, command: Sequence[str]) -> bool:
         try:
             done = subprocess.run(
                 [_command(command[0]), *command[1:]],
@@ -103,16 +99,6 @@ class Server:
         except subprocess.TimeoutExpired:
             return False
         return done.returncode == 0
-
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=self._container.liveness_period_seconds)
-        try:
-            connection.request("GET", self._container.liveness_path)
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
 
     def _news(self) -> list[str]:
         with self._log.open("rb") as log:

@@ -1,4 +1,4 @@
-"""object + plan -> the four texts a worker reads. Pure; same input, same bytes.
+"""object + plan -> the texts a worker and its front door read. Pure; same input, same bytes.
 
 TorchServe never rejects a configuration: wrong types and unknown keys are dropped with a warning or none, and the model
 then runs at another parallelism than asked. So the keys, their order and their types here follow what its frontend
@@ -18,6 +18,7 @@ import yaml
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.names import HANDLER_MODULE
 from lmd_operator.planning.plan import Plan
+from lmd_operator.rendering.front_door import MAX_REQUEST_BYTES, MODEL_VERSION, front_door, places_in_worker
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.rendering.weights import SOURCE, model_path, needs_fetch, order
 
@@ -25,17 +26,14 @@ MANIFEST = "MANIFEST.json"
 MODEL_CONFIG = "model-config.yaml"
 DS_CONFIG = "ds-config.json"
 CONFIG_PROPERTIES = "config.properties"
+HAPROXY_CONFIG = "haproxy.cfg"
 
 MODEL_FILES: Mapping[str, str] = {MANIFEST: "MAR-INF/MANIFEST.json", MODEL_CONFIG: MODEL_CONFIG, DS_CONFIG: DS_CONFIG}
 """Files of the model directory: name in the ConfigMap to path in the directory."""
 
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context where the spec names none; the worker lowers it to the model's own limit."""
-MODEL_VERSION = "1.0"
 COLLECTIVE_TIMEOUT_SECONDS = 60
-MAX_REQUEST_BYTES = 8 * 2**20
-REFUSED_TOGETHER = 16
-"""Places of the frontend's batch beyond all requests that run or wait: for those that the worker refuses."""
 REVISION_LENGTH = 10
 
 
@@ -63,6 +61,7 @@ def render(deployment: LargeModelDeployment, plan: Plan, layout: Layout = POD) -
         MANIFEST: _json(_manifest(deployment)),
         MODEL_CONFIG: _yaml(_model_config(deployment, plan, layout)),
         CONFIG_PROPERTIES: _properties(deployment, layout),
+        HAPROXY_CONFIG: front_door(deployment, layout),
     }
     if needs_fetch(deployment):
         texts[SOURCE] = _json(order(deployment, layout))
@@ -96,7 +95,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     config: dict[str, Any] = {
         "minWorkers": 1,
         "maxWorkers": 1,
-        "batchSize": engine.concurrency + engine.torch_serve.job_queue_size + REFUSED_TOGETHER,
+        "batchSize": places_in_worker(deployment),
         "maxBatchDelay": 1,
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
         "startupTimeout": engine.torch_serve.startup_timeout_seconds,
@@ -150,14 +149,14 @@ def _ds_config(deployment: LargeModelDeployment, plan: Plan) -> dict[str, Any]:
 
 
 def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
-    """Only loopback for management and gRPC; no model can be registered, by URL or by workflow.
+    """Only loopback, as requests come by the front door; no model can be registered, by URL or by workflow.
 
     The metrics file is written by the worker when it starts, as it alone knows what it tells.
     """
     entries: dict[str, object] = {
-        "inference_address": f"http://{layout.host}:{layout.inference_port}",
+        "inference_address": f"http://127.0.0.1:{layout.inference_port}",
         "management_address": f"http://127.0.0.1:{layout.management_port}",
-        "metrics_address": f"http://{layout.host}:{layout.metrics_port}",
+        "metrics_address": f"http://127.0.0.1:{layout.metrics_port}",
         "grpc_inference_address": "127.0.0.1",
         "grpc_inference_port": layout.grpc_inference_port,
         "grpc_management_address": "127.0.0.1",

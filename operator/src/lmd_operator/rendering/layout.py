@@ -14,13 +14,11 @@ IMAGE_MODELS = "/models"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Absolute paths under `root` (empty in a pod) and the ports of TorchServe.
-
-    `host` is where the inference and metrics ports listen; management and gRPC are on loopback in any case.
-    """
+    """Absolute paths under `root` (empty in a pod) and the ports: the front door's two, then TorchServe's, on loopback."""
 
     root: str = ""
-    host: str = "0.0.0.0"
+    api_port: int = 8000
+    operations_port: int = 8405
     inference_port: int = 8080
     management_port: int = 8081
     metrics_port: int = 8082
@@ -36,7 +34,7 @@ class Layout:
 
     @property
     def config(self) -> str:
-        """Directory of config.properties."""
+        """Directory of config.properties and haproxy.cfg."""
         return f"{self.root}/etc/lmd"
 
     @property
@@ -48,6 +46,16 @@ class Layout:
     def run(self) -> str:
         """Where the worker's processes leave what probes, drain and status read."""
         return f"{self.temp}/lmd"
+
+    @property
+    def front_door_socket(self) -> str:
+        """Where HAProxy takes commands from the pod's own processes."""
+        return f"{self.run}/front-door.sock"
+
+    @property
+    def api_keys(self) -> str:
+        """Directory of the mounted Secret of API keys, a file a key."""
+        return f"{self.root}/etc/lmd-api-keys"
 
     @property
     def termination_message(self) -> str:

@@ -15,7 +15,8 @@ from kubernetes.client.models.v1_network_policy_port import V1NetworkPolicyPort
 from kubernetes.client.models.v1_network_policy_spec import V1NetworkPolicySpec
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.names import PORT_INFERENCE, PORT_METRICS, PORT_PROGRESS
+from lmd_operator.names import PORT_PROGRESS
+from lmd_operator.rendering.layout import POD
 from lmd_operator.rendering.weights import needs_fetch, ports
 from lmd_operator.resources.common import metadata, selector
 
@@ -41,8 +42,8 @@ def network_policy(deployment: LargeModelDeployment) -> V1NetworkPolicy:
     )
 
 
-def _entrances(deployment: LargeModelDeployment) -> tuple[int | str, ...]:
-    entrances = (PORT_INFERENCE, PORT_METRICS)
+def _entrances(deployment: LargeModelDeployment) -> tuple[int, ...]:
+    entrances = (POD.api_port, POD.operations_port)
     return (*entrances, PORT_PROGRESS) if needs_fetch(deployment) else entrances
 
 

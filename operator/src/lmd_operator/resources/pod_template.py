@@ -1,4 +1,4 @@
-"""The pod: one replica = one container = one TorchServe worker = one group of ranks.
+"""The pod: one replica = one worker container = one TorchServe worker = one group of ranks, behind one front door.
 
 Who wins, between what the operator writes and `spec.template`:
 
@@ -13,11 +13,9 @@ from __future__ import annotations
 from kubernetes.client.models.v1_capabilities import V1Capabilities
 from kubernetes.client.models.v1_config_map_volume_source import V1ConfigMapVolumeSource
 from kubernetes.client.models.v1_container import V1Container
-from kubernetes.client.models.v1_container_port import V1ContainerPort
 from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_exec_action import V1ExecAction
-from kubernetes.client.models.v1_http_get_action import V1HTTPGetAction
 from kubernetes.client.models.v1_key_to_path import V1KeyToPath
 from kubernetes.client.models.v1_lifecycle import V1Lifecycle
 from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
@@ -30,6 +28,7 @@ from kubernetes.client.models.v1_pod_template_spec import V1PodTemplateSpec
 from kubernetes.client.models.v1_probe import V1Probe
 from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
 from kubernetes.client.models.v1_seccomp_profile import V1SeccompProfile
+from kubernetes.client.models.v1_secret_volume_source import V1SecretVolumeSource
 from kubernetes.client.models.v1_security_context import V1SecurityContext
 from kubernetes.client.models.v1_volume import V1Volume
 from kubernetes.client.models.v1_volume_mount import V1VolumeMount
@@ -39,23 +38,23 @@ from lmd_operator.names import (
     ANNOTATION_RESTART,
     CONTAINER,
     LABEL_REVISION,
-    PORT_INFERENCE,
-    PORT_METRICS,
     WORKER_COMMAND,
 )
 from lmd_operator.planning.plan import Plan
-from lmd_operator.rendering.files import CONFIG_PROPERTIES, RenderedFiles
+from lmd_operator.rendering.files import CONFIG_PROPERTIES, HAPROXY_CONFIG, RenderedFiles
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.rendering.weights import SOURCE, remote_source
 from lmd_operator.resources.common import labels
 from lmd_operator.resources.config_map import config_map_name
 from lmd_operator.resources.environment import DRAIN_LAG_SECONDS, environment
 from lmd_operator.resources.fetch import fetch_container
+from lmd_operator.resources.front_door import API_KEYS_VOLUME, front_door_container
 from lmd_operator.settings import Settings
 
 USER_ID = 10001
 STARTUP_PERIOD_SECONDS = 2
 READINESS_PERIOD_SECONDS = 5
+LIVENESS_PERIOD_SECONDS = 2
 GRACE_MARGIN_SECONDS = 15
 """What ending the JVM and the ranks may take after the last answer, in seconds; measured 3 to 8."""
 SCRATCH_SIZE = "4Gi"
@@ -109,15 +108,9 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
         image=template.image or settings.worker_image,
         command=[WORKER_COMMAND, "serve"],
         env=[*environment(deployment, plan, settings, layout), *sorted(template.env, key=_name_of)],
-        ports=[
-            V1ContainerPort(name=PORT_INFERENCE, container_port=layout.inference_port, protocol="TCP"),
-            V1ContainerPort(name=PORT_METRICS, container_port=layout.metrics_port, protocol="TCP"),
-        ],
-        startup_probe=_ready_probe(STARTUP_PERIOD_SECONDS, failures=-(-startup_seconds // STARTUP_PERIOD_SECONDS)),
-        readiness_probe=_ready_probe(READINESS_PERIOD_SECONDS, failures=1),
-        liveness_probe=V1Probe(
-            http_get=V1HTTPGetAction(path="/ping", port=PORT_INFERENCE), period_seconds=2, timeout_seconds=2, failure_threshold=2
-        ),
+        startup_probe=_probe("ready", STARTUP_PERIOD_SECONDS, failures=-(-startup_seconds // STARTUP_PERIOD_SECONDS)),
+        readiness_probe=_probe("ready", READINESS_PERIOD_SECONDS, failures=1),
+        liveness_probe=_probe("alive", LIVENESS_PERIOD_SECONDS, failures=2),
         lifecycle=V1Lifecycle(pre_stop=_drain()),
         resources=V1ResourceRequirements(requests=requests or None, limits=limits or None) if requests or limits else None,
         security_context=V1SecurityContext(
@@ -129,15 +122,16 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
     )
 
 
-def _init_containers(deployment: LargeModelDeployment, settings: Settings, layout: Layout) -> list[V1Container] | None:
+def _init_containers(deployment: LargeModelDeployment, settings: Settings, layout: Layout) -> list[V1Container]:
+    """Return what starts before the worker: the fetch, which ends, then the front door, which stays."""
     fetch = fetch_container(deployment, settings, layout)
-    return [fetch] if fetch is not None else None
+    return [*([fetch] if fetch is not None else []), front_door_container(deployment, settings, layout)]
 
 
-def _ready_probe(period_seconds: int, failures: int) -> V1Probe:
-    """Ask the worker itself: TorchServe's `/ping` is 200 before any rank has loaded."""
+def _probe(command: str, period_seconds: int, failures: int) -> V1Probe:
+    """Ask inside the container, as TorchServe listens on loopback. `alive` is true before any rank has loaded, `ready` is not."""
     probe = V1Probe(period_seconds=period_seconds, timeout_seconds=5, failure_threshold=failures)
-    probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, "ready"])  # the constructor drops this name (kubernetes 37.0.2)
+    probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, command])  # the constructor drops this name (kubernetes 37.0.2)
     return probe
 
 
@@ -171,18 +165,20 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
 def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1Volume]:
     """Return the volumes. The ConfigMap volume is the model directory itself: no archive, no copy, no symlink of ours."""
     name = config_map_name(deployment, files)
+    server_items = [V1KeyToPath(key=key, path=key) for key in (CONFIG_PROPERTIES, HAPROXY_CONFIG, SOURCE) if key in files.texts]
     model_items = [V1KeyToPath(key=key, path=path) for key, path in sorted(files.model_files.items())]
     volumes = [
         V1Volume(name="model-store", config_map=V1ConfigMapVolumeSource(name=name, items=model_items)),
         V1Volume(
             name="config",
-            config_map=V1ConfigMapVolumeSource(
-                name=name, items=[V1KeyToPath(key=key, path=key) for key in (CONFIG_PROPERTIES, SOURCE) if key in files.texts]
-            ),
+            config_map=V1ConfigMapVolumeSource(name=name, items=server_items),
         ),
         V1Volume(name="tmp", empty_dir=V1EmptyDirVolumeSource(size_limit=SCRATCH_SIZE)),
         V1Volume(name="shm", empty_dir=V1EmptyDirVolumeSource(medium="Memory", size_limit=deployment.spec.template.shared_memory)),
     ]
+    keys = deployment.spec.endpoint.api_keys_secret_ref
+    if keys is not None:
+        volumes.append(V1Volume(name=API_KEYS_VOLUME, secret=V1SecretVolumeSource(secret_name=keys.name)))
     claim = deployment.spec.model.source.persistent_volume_claim
     if claim is not None:
         source = V1PersistentVolumeClaimVolumeSource(claim_name=claim.claim_name, read_only=True)

@@ -1,4 +1,4 @@
-"""The Service clients talk to. Management, metrics and gRPC are not part of it."""
+"""The Service clients talk to: the API of the front doors, by number, as ports of sidecars are not found by name everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from kubernetes.client.models.v1_service_port import V1ServicePort
 from kubernetes.client.models.v1_service_spec import V1ServiceSpec
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.names import PORT_INFERENCE
+from lmd_operator.names import PORT_API
+from lmd_operator.rendering.layout import POD
 from lmd_operator.resources.common import metadata, selector
 
 
@@ -23,6 +24,6 @@ def service(deployment: LargeModelDeployment) -> V1Service:
         spec=V1ServiceSpec(
             type=endpoint.service.type,
             selector=selector(deployment),
-            ports=[V1ServicePort(name=PORT_INFERENCE, port=endpoint.port, target_port=PORT_INFERENCE, protocol="TCP")],
+            ports=[V1ServicePort(name=PORT_API, port=endpoint.port, target_port=POD.api_port, protocol="TCP")],
         ),
     )

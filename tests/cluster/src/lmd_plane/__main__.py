@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from lmd_plane.binaries import PLANE, Say, build, cache_folder
+from lmd_plane.binaries import NODE, PLANE, Say, build, cache_folder
 from lmd_plane.components import ARGUMENTS
 from lmd_plane.errors import PlaneError
+from lmd_plane.node.config import NODE_NAME
+from lmd_plane.node.node import Node
 from lmd_plane.plane import Plane
 
 DEFAULT_NODES = 4
@@ -33,6 +35,8 @@ def main() -> int:
             case "down":
                 Plane.down(options.folder)
                 say(f"nothing of {options.folder} is left")
+            case "node":
+                _node(options.folder, options.image, options.packages, say=say)
             case "nodes":
                 Plane.load(options.folder).add_nodes(options.count)
                 say(f"{options.count} nodes are Ready")
@@ -56,6 +60,16 @@ def _up(folder: Path, nodes: int, *, say: Say) -> None:
     print(f"export PATH={binaries['kubectl'].parent}:$PATH")
 
 
+def _node(folder: Path, image: str, packages: Path | None, *, say: Say) -> None:
+    binaries = build(NODE, say=say)
+    node = Node.up(Plane.load(folder), binaries, packages)
+    say(f"{NODE_NAME} is Ready")
+    if image:
+        node.load(image)
+        say(f"{NODE_NAME} has {image}")
+    print(f"nsenter --net=/proc/{node.namespace_pid}/ns/net   # before a command that talks to a Service or a pod")
+
+
 def _act(plane: Plane, command: str, component: str) -> None:
     {"pause": plane.pause, "resume": plane.resume, "kill": plane.kill, "start": plane.start, "restart": plane.restart}[command](component)
 
@@ -75,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, default=DEFAULT_NODES, help="fake nodes of eight GPUs (default: %(default)s)")
     commands.add_parser("down", parents=[place], help="end it and remove its folder")
     commands.add_parser("nodes", parents=[place], help="have this many fake nodes").add_argument("count", type=int)
+    node = commands.add_parser("node", parents=[place], help="add a real node, with an image of buildah's")
+    node.add_argument("--image", default="", help="an image it has")
+    node.add_argument("--packages", type=_absolute, help="a folder of Python packages that containers find")
     for name, words in (
         ("pause", "stop a component where it stands"),
         ("resume", "let a paused component go on"),

@@ -41,23 +41,38 @@ class Module:
     def fingerprint(self) -> str:
         """Return a short hash of everything that decides what is built."""
         digest = hashlib.sha256(repr((FLAGS, self.ldflags, self.environment, sorted(self.packages.items()))).encode())
-        for name in ("go.mod", "go.sum"):
+        for name in ("go.mod", "go.sum", *sorted(path.name for path in self.folder.glob("*.go"))):
             digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()[:16]
 
 
 _KUBERNETES = "v1.36.3"
 _VERSION = "k8s.io/component-base/version"
+_KUBERNETES_FLAGS = (
+    f"-s -w -X {_VERSION}.gitVersion={_KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36 "
+    f"-X {_VERSION}.gitTreeState=clean -X k8s.io/client-go/pkg/version.gitVersion={_KUBERNETES}"
+)
+_CONTAINERD = "github.com/containerd/containerd/v2"
 _WITHOUT_C = (("CGO_ENABLED", "0"),)
 ALL = (
     Module(
         "kubernetes",
         {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")},
-        ldflags=(
-            f"-s -w -X {_VERSION}.gitVersion={_KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36 "
-            f"-X {_VERSION}.gitTreeState=clean -X k8s.io/client-go/pkg/version.gitVersion={_KUBERNETES}"
-        ),
+        ldflags=_KUBERNETES_FLAGS,
     ),
+    Module(
+        "node",  # beside "kubernetes", as most tests need no node and would have to build it
+        {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-proxy")},
+        ldflags=_KUBERNETES_FLAGS,
+        environment=_WITHOUT_C,
+    ),
+    Module(
+        "containerd",
+        {name: f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")},
+        ldflags=f"-s -w -X {_CONTAINERD}/version.Version=v2.4.2",
+        environment=_WITHOUT_C,
+    ),
+    Module("pause", {"pause": "."}, environment=_WITHOUT_C),
     Module("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}, environment=_WITHOUT_C),
     Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, environment=_WITHOUT_C),
     Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}, environment=_WITHOUT_C),
@@ -65,6 +80,8 @@ ALL = (
 )
 PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok", "kubectl")
 """What a running plane needs; helm is for the tests of the chart, the S3 server for those of the weights."""
+NODE = ("kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr", "pause")
+"""What a real node needs besides."""
 
 
 def cache_folder() -> Path:

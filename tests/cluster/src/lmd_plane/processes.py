@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,19 +75,30 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def marked(folder: Path) -> list[psutil.Process]:
-    """Return the processes of one plane, as far as this user may see them."""
-    found = []
+    """Return the processes of one plane, as far as this user may see them.
+
+    What runs in a container has an environment of its own, and is a descendant of a process of ours.
+    """
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
-                found.append(process)
+                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
         except (psutil.Error, OSError):
             continue  # ended meanwhile, or another user's
-    return found
+    return list(found.values())
 
 
 def sweep(folder: Path) -> None:
     """End every process of a plane, also one that is being started just now, and remove its folder."""
     while remaining := marked(folder):
         end(remaining)
+    _unmount_below(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmount_below(folder: Path) -> None:
+    """Take away what containers had mounted; inner mounts come later in the list than outer ones."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)

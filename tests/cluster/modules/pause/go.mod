@@ -1,0 +1,3 @@
+module lmd.test/pause
+
+go 1.26.0
