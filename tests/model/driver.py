@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,17 @@ def answers(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
             results.update(run_wave(loaded.engine, wave))
         tokens = sum(len(result["tokens"]) for result in results.values())
         figures = {"load_seconds": ready - started, "tokens": tokens, "run_seconds": time.monotonic() - ready}
-        out.write_text(json.dumps({"results": results, "figures": figures, "failure": loaded.engine.failure()}))
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while loaded.engine.stats().cache_blocks_used and time.monotonic() < deadline:
+            time.sleep(0.01)  # the pages of the last request are freed by the next turn
+        stats = asdict(loaded.engine.stats())
+        out.write_text(json.dumps({"results": results, "figures": figures, "failure": loaded.engine.failure(), "stats": stats}))
     loaded.engine.stop(DEADLINE_SECONDS)
 
 
 def run_wave(engine: Engine, wave: list[dict[str, Any]]) -> dict[str, Any]:
     """Submit all, cancel those that say `cancel_after` so many tokens, and collect until all have ended."""
-    results = {request["id"]: {"tokens": [], "end": None} for request in wave}
+    results = {request["id"]: {"tokens": [], "logprobs": [], "end": None} for request in wave}
     for request in wave:
         stop = frozenset(request["sampling"].pop("stop_token_ids", ()))
         engine.submit(request["id"], request["prompt"], Sampling(**request["sampling"], stop_token_ids=stop))
@@ -58,6 +63,7 @@ def run_wave(engine: Engine, wave: list[dict[str, Any]]) -> dict[str, Any]:
         for name in open_ids:
             news = engine.progress(name)
             results[name]["tokens"] += news.tokens
+            results[name]["logprobs"] += [asdict(step) for step in news.logprobs]
             results[name]["end"] = news.finish_reason
             if name in limits and len(results[name]["tokens"]) >= limits[name]:
                 engine.cancel(name)

@@ -23,6 +23,11 @@ for request in json.loads(Path(sys.argv[2]).read_text()):
             do_sample=False,
             min_new_tokens=request["sampling"]["max_tokens"],
             max_new_tokens=request["sampling"]["max_tokens"],
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-    answers[request["id"]] = made[0, prompt.shape[1] :].tolist()
+    tokens = made.sequences[0, prompt.shape[1] :]
+    scores = torch.cat(made.logits).log_softmax(dim=-1)
+    answers[request["id"]] = tokens.tolist()
+    answers[f"{request['id']} logprobs"] = scores.gather(1, tokens[:, None])[:, 0].tolist()
 Path(sys.argv[3]).write_text(json.dumps(answers))

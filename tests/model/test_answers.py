@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.model
 
 CONTEXT_TOKENS = 72
+CONCURRENCY = 12
 PROMPTS = {
     "france": [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308],
     "short": [504],
@@ -36,6 +37,16 @@ GREEDY = [
 NEIGHBOUR = request("neighbour", "mixed", 12)
 AFTER_CANCEL = request("after", "code", 6)
 CARRIED = [request("wide", "numbers", 12), request("long", "short", 20)]
+CROWD = [
+    {
+        "id": f"c{index}",
+        "prompt": [(index * 31 + place * 17) % 49152 for place in range(1 + index * 13 % 60)],
+        "sampling": {"max_tokens": 1 + index * 7 % 6, "logprobs": index % 3},
+    }
+    for index in range(64)
+]
+"""Prompts of 1 to 60 tokens, answers of 1 to 6."""
+LEAVING = {**request("leaving", "short", 60), "cancel_after": 2}
 WAVES = [
     GREEDY,
     [seeded("alone")],
@@ -48,29 +59,40 @@ WAVES = [
     [{**request("cancelled", "short", 70), "cancel_after": 3}, NEIGHBOUR],
     [AFTER_CANCEL],
     CARRIED,
+    [*CROWD, LEAVING],
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
-def degree(request):
+@pytest.fixture(
+    scope="module",
+    params=[(1, "Continuous"), (2, "Continuous"), (3, "Continuous"), (2, "Static")],
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)
+def case(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def answered(degree, smollm2, write_scenario, run_driver):
-    handler = {"context_tokens": CONTEXT_TOKENS}
+def degree(case):
+    return case[0]
+
+
+@pytest.fixture(scope="module")
+def answered(case, smollm2, write_scenario, run_driver):
+    degree, scheduler = case
+    handler = {"context_tokens": CONTEXT_TOKENS, "scheduler": scheduler, "concurrency": CONCURRENCY}
     return run_driver(write_scenario(smollm2, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
 
 
 @pytest.fixture(scope="module")
 def one_rank(smollm2, write_scenario, run_driver):
-    handler = {"context_tokens": CONTEXT_TOKENS, "strategy": "None"}
-    return run_driver(write_scenario(smollm2, 1, handler=handler, waves=copy.deepcopy(WAVES)), 1)
+    handler = {"context_tokens": CONTEXT_TOKENS, "strategy": "None", "scheduler": "Static"}
+    return run_driver(write_scenario(smollm2, 1, handler=handler, waves=copy.deepcopy(WAVES[1:3])), 1)
 
 
 @pytest.fixture(scope="module")
 def expected(smollm2, run_reference):
-    return run_reference(smollm2, [*GREEDY, NEIGHBOUR, AFTER_CANCEL, *CARRIED])
+    return run_reference(smollm2, [*GREEDY, NEIGHBOUR, AFTER_CANCEL, *CARRIED, *CROWD])
 
 
 def tokens(answered, *names):
@@ -99,8 +121,31 @@ def test_a_batch_that_outgrew_the_context_went_on(answered, expected):
     assert tokens(answered, "wide", "long") == {name: expected[name] for name in ("wide", "long")}
 
 
-def test_every_rank_reports_its_share(answered, degree):
+def test_64_requests_at_once_each_get_what_they_would_get_alone(answered, expected):
+    names = [item["id"] for item in CROWD]
+    assert tokens(answered, *names) == {name: expected[name] for name in names}
+    assert answered["results"]["leaving"]["end"] == "cancelled"
+
+
+def test_log_probabilities_equal_those_of_plain_scores(answered, expected):
+    for item in CROWD:
+        told, count = answered["results"][item["id"]]["logprobs"], item["sampling"]["logprobs"]
+        assert [step["logprob"] for step in told] == pytest.approx(expected[f"{item['id']} logprobs"], abs=1e-3)
+        assert [len(step["top"]) for step in told] == [count] * len(told)
+        if count:
+            assert [step["top"][0][0] for step in told] == expected[item["id"]]
+
+
+def test_nothing_is_left_in_the_cache(answered, case):
+    stats = answered["stats"]
+    assert (stats["running"], stats["waiting"]) == (0, 0)
+    assert stats["cache_blocks_used"] == (0 if case[1] == "Continuous" else None)
+    assert stats["generation_tokens_total"] >= sum(item["sampling"]["max_tokens"] for item in CROWD)
+
+
+def test_every_rank_reports_its_share(answered, case, degree):
     assert answered["failure"] is None
+    assert {(rank["scheduler"], rank["scheduler_reason"]) for rank in answered["ranks"]} == {(case[1], "")}
     assert [rank["rank"] for rank in answered["ranks"]] == list(range(degree))
     assert {(rank["world_size"], rank["degree"], rank["strategy"], rank["dtype"]) for rank in answered["ranks"]} == {
         (degree, degree, "DeepSpeed", "float32")

@@ -15,21 +15,23 @@ LONG = [[{"id": "a", "prompt": [5, 6, 7], "sampling": {"max_tokens": 8000}}]]
 
 
 @pytest.fixture
-def running(tiny_llama, write_scenario, ranks):
+def running(tiny_llama, write_scenario, ranks, scheduler):
     """Three ranks in the middle of a long answer; a collective waits at most 5 s."""
-    ranks.start("watch", write_scenario(tiny_llama, 3, handler={"collective_timeout_seconds": 5}, waves=LONG), 3)
+    handler = {"collective_timeout_seconds": 5, "scheduler": scheduler}
+    ranks.start("watch", write_scenario(tiny_llama, 3, handler=handler, waves=LONG), 3)
     for rank in range(3):
         ranks.words("running", rank)
     return ranks
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize(("scheduler", "victim"), [("Continuous", 0), ("Continuous", 2), ("Static", 2)])
 def test_a_killed_rank_is_the_failure_of_all_others(running, victim):
     running.processes[victim].kill()
     for rank in {0, 1, 2} - {victim}:
         assert running.words("failed", rank).startswith(f"Rank {rank}: the engine failed: ")
 
 
+@pytest.mark.parametrize("scheduler", ["Continuous"])
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running):
     """DeepSpeed's own group would wait for half an hour."""
     os.kill(running.processes[1].pid, signal.SIGSTOP)
