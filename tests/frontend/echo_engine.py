@@ -39,8 +39,6 @@ class Bytes:
         """What llguidance asks of a tokenizer."""
         return list(text if isinstance(text, bytes) else text.encode())
 
-    def prepare(self) -> None: ...
-
     def encode(self, prompt: str, *, special_tokens: bool = True) -> list[int]:
         return list(prompt.encode())
 

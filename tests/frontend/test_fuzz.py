@@ -17,6 +17,7 @@ from lmd_worker.api.routes import routes
 from lmd_worker.sessions import Row, Sessions
 
 MOST_STEPS = 50
+SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 RIGHT = b'{"messages": [{"role": "user", "content": "now"}]'
 
 
@@ -45,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
     return InProcess(tmp_path_factory.mktemp("run"))
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=2000, deadline=None, suppress_health_check=SLOW_IS_FINE)
 @example(("v1/chat/completions", b'{"messages": [{"role": "user", "content": null}]}'))
 @example(("v1/completions", b'{"prompt": [true]}'))
 @example(("v1/completions", b'{"prompt": [[]]}'))
@@ -73,7 +74,7 @@ def test_the_fuzz_reaches_answers_and_refusals(server: InProcess) -> None:
     """A fuzz that only ever sees refusals would not notice a broken route."""
     seen: dict[str, set[int]] = {}
 
-    @settings(max_examples=400, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=SLOW_IS_FINE)
     @given(fuzzing.requests())
     def look(request_: tuple[str, bytes]) -> None:
         seen.setdefault(request_[0], set()).add(server.ask(*request_)[0])
@@ -87,7 +88,7 @@ def test_the_fuzz_reaches_answers_and_refusals(server: InProcess) -> None:
 def test_the_same_over_http_and_the_engine_answers_right_afterwards(start: Callable[..., Any]) -> None:
     frontend = start()
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=SLOW_IS_FINE)
     @given(fuzzing.requests())
     def send(request_: tuple[str, bytes]) -> None:
         path, body = request_

@@ -115,7 +115,7 @@ def test_make_serve_answers_the_curl_commands(block: str, port: int) -> None:
     elif "report" in block:
         assert [rank["degree"] for rank in json.loads(answer)["ranks"]] == [3, 3, 3]
     else:
-        assert json.loads(answer)["completion_tokens"] > 3
+        assert json.loads(answer).get("completion_tokens", 0) > 3, answer
 
 
 @pytest.mark.model

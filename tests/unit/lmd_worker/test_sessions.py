@@ -42,8 +42,6 @@ class Letters:
     def grammar(self, schema: Mapping[str, Any]) -> Callable[[], Any]:
         return object
 
-    def prepare(self) -> None: ...
-
 
 class FakeEngine:
     """Runs only when told, by the request's id (its choice's, where it is not the first one).

@@ -63,7 +63,6 @@ class TextGeneration:
         if loaded.rank != 0:
             watcher.attend(loaded.engine.failure)
             return
-        loaded.text.prepare()
         self._sessions = sessions = Sessions(
             loaded.engine,
             loaded.text,

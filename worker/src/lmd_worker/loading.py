@@ -60,6 +60,8 @@ def load(settings: Settings) -> Loaded:
     text = ModelText(settings.model_path, trust_remote_code=settings.trust_remote_code)
     group = ranks.join(settings)
     clock.log(group.rank, "joined the group: size=%d device=%s", group.size, group.device)
+    if group.rank == 0:  # it alone speaks with clients; now, as nobody is kept waiting yet
+        text.prepare()
     model = strategy.load(settings, group)
     group.barrier()
     clock.log(group.rank, "loaded: type=%s disk_bytes=%d", shape.model_type, shape.weight_bytes)

@@ -46,7 +46,3 @@ class Text(Protocol):
         Raises `BadRequestError` when the schema, or this tokenizer, does not allow it.
         """
         ...
-
-    def prepare(self) -> None:
-        """Begin what the first `grammar` would wait for; returns at once."""
-        ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -38,7 +37,7 @@ class ModelText:
             ) from error
         own = self._tokenizer.eos_token_id
         self._stop_token_ids = _stop_token_ids(model_path) | ({own} if isinstance(own, int) else set())
-        self._grammar_lock = threading.Lock()
+        self._spelt: dict[int, bytes] = {}
         self._grammar_tokenizer: Any = None
 
     @property
@@ -86,6 +85,11 @@ class ModelText:
         Byte-level and byte-fallback pieces spell their bytes. Any other token is decoded behind itself, so that its leading space
         is seen; the text of a first token would lack it. Ids beyond the tokenizer's own, which models pad with, are nothing.
         """
+        if token not in self._spelt:
+            self._spelt[token] = self._spell(token)
+        return self._spelt[token]
+
+    def _spell(self, token: int) -> bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:
             return b""
@@ -108,10 +112,7 @@ class ModelText:
         return compile_schema(self._for_grammars(), schema)
 
     def prepare(self) -> None:
-        """Begin what the first constrained answer would wait for, seconds with a large vocabulary; returns at once."""
-        threading.Thread(target=self._prepare, name="grammar", daemon=True).start()
-
-    def _prepare(self) -> None:
+        """Make what the first constrained answer would wait for; seconds, in which the library holds up this whole process."""
         try:
             self._for_grammars()
         except BadRequestError as error:
@@ -119,10 +120,9 @@ class ModelText:
 
     def _for_grammars(self) -> Any:
         """Return the library's view of this tokenizer, made once."""
-        with self._grammar_lock:
-            if self._grammar_tokenizer is None:
-                self._grammar_tokenizer = self._made_for_grammars()
-            return self._grammar_tokenizer
+        if self._grammar_tokenizer is None:
+            self._grammar_tokenizer = self._made_for_grammars()
+        return self._grammar_tokenizer
 
     def _made_for_grammars(self) -> Any:
         from llguidance.hf import from_tokenizer
