@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmd_operator.app import App
 from lmd_operator.cluster.cache import Cache
+from lmd_operator.cluster.connection import Connection
 from lmd_operator.cluster.door import Child, Door
 from lmd_operator.cluster.errors import ApiError
 from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record, record
+from lmd_operator.reconcile import Result
 from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Leadership
 from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
+from lmd_operator.settings import Settings
 
 
 class Clock:
@@ -389,3 +394,28 @@ def test_a_lease_without_a_holder_is_taken(spec: dict[str, Any]) -> None:
     api = LeaseApi()
     api.lease = {"metadata": {}, "spec": spec}
     assert _turn(_claim(api, "first", Clock()))
+
+
+class StubReconciler:
+    """Says what it was told to say."""
+
+    def __init__(self, result: Result) -> None:
+        self._result = result
+
+    async def reconcile(self, _: object) -> Result:
+        return self._result
+
+
+def test_a_date_for_the_status_is_kept_while_something_else_is_retried() -> None:
+    """A child that is refused for minutes must not hold back what is told of the others."""
+
+    async def due_seconds() -> float:
+        app = App(Connection("http://127.0.0.1:9"), Settings())
+        app._reconciler = StubReconciler(Result(again_seconds=1.0, retry=ApiError("applying", 422, "no")))  # type: ignore[assignment]
+        for _ in range(12):  # by now a retry is a minute away
+            await app._reconcile(("n", "small"))
+            due = app.queue._due.pop(("n", "small")) - time.monotonic()
+        await app.stop()
+        return due
+
+    assert 0 < asyncio.run(due_seconds()) <= 1.0
