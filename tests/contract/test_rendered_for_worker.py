@@ -23,9 +23,9 @@ from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings as OperatorSettings
+from lmd_worker import custom, haproxy, mounts, rundir
 from lmd_worker import environment as worker_environment
 from lmd_worker import front_door as worker_front_door
-from lmd_worker import haproxy, mounts, rundir
 from lmd_worker import settings as worker_settings
 from lmd_worker.__main__ import COMMANDS
 from lmd_worker.environment import Environment
@@ -36,6 +36,7 @@ from lmd_worker.weights import progress, source
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 MANIFESTS = [*EXAMPLES, *sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))]
+CUSTOM = [path for path in MANIFESTS if path.stem in ("handler-in-a-config-map", "handler-in-an-archive")]
 CUT = [path for path in MANIFESTS if path.stem in ("llama-70b", "smollm2", "template-with-everything")]
 
 
@@ -60,12 +61,13 @@ def materialised(tmp_path: Path) -> Callable[[Path], tuple[Desired, LocalContain
 
     def write(manifest: Path) -> tuple[Desired, LocalContainer]:
         built = rendered(manifest, Layout(root=str(tmp_path), models=f"{tmp_path}/models", shared_memory=f"{tmp_path}/shm"))
-        return built, materialise(built)
+        (tmp_path / "handler.py").write_text("class A: ...\n")
+        return built, materialise(built, {"my-handler": tmp_path})
 
     return write
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("manifest", [path for path in MANIFESTS if path not in CUSTOM], ids=lambda path: path.stem)
 def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: Path, manifest: Path) -> None:
     owner = load(manifest)
     built, container = materialised(manifest)
@@ -112,7 +114,7 @@ def test_the_worker_reads_the_environment_of_the_pod(manifest: Path) -> None:
     assert worker_environment.seconds(variables, worker_environment.DRAIN_LAG_SECONDS, -1) == 3
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("manifest", [path for path in MANIFESTS if path.stem != "handler-in-an-archive"], ids=lambda path: path.stem)
 def test_the_worker_finds_nothing_wrong_with_what_is_mounted(materialised, manifest: Path) -> None:
     _, container = materialised(manifest)
     variables = {"PATH": os.environ["PATH"], **container.environment}
@@ -266,8 +268,20 @@ def test_deepspeed_refuses_what_is_wrong(deepspeed_config, wrong: dict[str, Any]
         deepspeed_config(**{**right, **wrong})
 
 
-def test_only_objects_that_are_cut_have_a_deepspeed_configuration() -> None:
-    assert [path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts] == CUT
+def test_only_objects_that_are_cut_or_bring_a_handler_have_a_deepspeed_configuration() -> None:
+    assert {path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts} == {*CUT, *CUSTOM}
+
+
+@pytest.mark.parametrize("manifest", CUSTOM, ids=lambda path: path.stem)
+def test_a_handler_of_the_users_finds_what_torchserves_helpers_read(manifest: Path) -> None:
+    built = rendered(manifest)
+    config = yaml.safe_load(built.files.texts[files.MODEL_CONFIG])
+    assert config["handler"] == {"model_path": "/models/small"}
+    assert config["deepspeed"] == {"config": files.DS_CONFIG}
+    document = json.loads(built.files.texts[files.DS_CONFIG])
+    assert document["tensor_parallel"]["tp_size"] == built.plan.tensor == config.get("torchrun", {}).get("nproc-per-node", 1)
+    assert json.loads(built.files.texts[files.MANIFEST])["model"]["handler"] == names.CUSTOM_HANDLER_MODULE == mounts.CUSTOM_HANDLER
+    assert len([each for each in vars(custom).values() if inspect.isclass(each) and each.__module__ == custom.__name__]) == 1
 
 
 FETCHED = [path for path in MANIFESTS if path.stem in ("fetched-from-a-hub", "fetched-from-s3", "verified-on-a-claim")]

@@ -21,6 +21,8 @@ SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))
 KINDS_OF_SCENARIO = {
     "fetched-from-a-hub": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "fetched-from-s3": {"ConfigMap", "Deployment", "NetworkPolicy"},
+    "handler-in-a-config-map": {"ConfigMap", "Deployment"},
+    "handler-in-an-archive": {"ConfigMap"},
     "node-port-service": {"Service"},
     "one-rank-on-cpu": {"ConfigMap", "Deployment"},
     "owned-by-uid": {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"},

@@ -87,6 +87,7 @@ def serve(
     models: Annotated[Path | None, typer.Option(help="Directory that stands for /models of the worker image.")] = None,
     with_parent: Annotated[bool, typer.Option("--end-with-parent", help="Stop when the program that started this one dies.")] = False,
     claim: Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help="A local directory for a claim.")] = None,
+    config_map: Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help="One for a handler's ConfigMap.")] = None,
 ) -> None:
     """Run an object on this machine: the same files and command as in a pod, until Ctrl-C."""
     from lmd_operator.local.display import Display
@@ -99,7 +100,9 @@ def serve(
         end_with_parent()
     valid, problems = _load([source])
     _stop_on(problems)
-    options = Options(port, models or cache_directory() / "models", _claims(claim or []), ask, once)
+    options = Options(
+        port, models or cache_directory() / "models", _named(claim or [], "--claim"), _named(config_map or [], "--config-map"), ask, once
+    )
     display = Display(Console(stderr=False))
     try:
         serve_locally(_select(valid, name), options, display)
@@ -138,12 +141,12 @@ def _select(valid: Sequence[tuple[str, LargeModelDeployment]], name: str | None)
     raise AssertionError
 
 
-def _claims(given: Sequence[str]) -> dict[str, Path]:
+def _named(given: Sequence[str], option: str) -> dict[str, Path]:
     claims = {}
     for text in given:
         claim, separator, directory = text.partition("=")
         if not (claim and separator and directory):
-            raise typer.BadParameter(f"{text}: write --claim NAME=DIRECTORY")
+            raise typer.BadParameter(f"{text}: write {option} NAME=DIRECTORY")
         claims[claim] = Path(directory).absolute()
     return claims
 

@@ -41,7 +41,9 @@ DOCUMENTS: dict[type[ApiModel], st.SearchStrategy[dict[str, Any]]] = {
     ),
     Accelerator: _object(type=st.sampled_from(["Nvidia", "CPU"]), memory=_nullable(st.just("80Gi"))),
     CustomHandler: _object(
-        configMapRef=_nullable(st.just({"name": "a"})), module=_nullable(st.just("a.b:c")), archive=_nullable(st.just("a.mar"))
+        configMapRef=_nullable(st.just({"name": "a"})),
+        module=_nullable(st.just("a.b:c")),
+        archive=_nullable(st.sampled_from(["a.mar", "/a.mar", "../a.mar", "b/..a.mar"])),
     ),
     HuggingFaceSource: _object({"repository": st.just("a/b")}, endpoint=_nullable(ENDPOINTS)),
     S3Source: _object({"uri": st.just("s3://bucket")}, endpoint=_nullable(ENDPOINTS)),
@@ -59,7 +61,8 @@ DOCUMENTS: dict[type[ApiModel], st.SearchStrategy[dict[str, Any]]] = {
     ),
     Autoscaling: AUTOSCALING,
     Spec: _object(
-        {"model": st.just({"source": SOURCE})},
+        {"model": st.sampled_from([{"source": SOURCE}, {"source": {"huggingFace": {"repository": "a/b"}}}])},
+        handler=_nullable(st.sampled_from([{"module": "a.b"}, {"archive": "a.mar"}])),
         replicas=st.integers(0, 7),
         autoscaling=_nullable(AUTOSCALING),
         accelerator=st.sampled_from([{}, {"type": "CPU"}, {"type": "Nvidia"}]),

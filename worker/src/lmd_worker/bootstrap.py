@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lmd_worker import lastwords, metrics, mounts, rundir
+from lmd_worker import archives, lastwords, metrics, mounts, rundir
 from lmd_worker.environment import LOG_LOCATION, METRICS_LOCATION, TEMPORARY_DIRECTORY, Environment
 from lmd_worker.errors import SettingsError
 
@@ -24,7 +24,12 @@ Execute = Callable[[str, list[str], Mapping[str, str]], object]
 def serve(environment: Environment, variables: Mapping[str, str], execute: Execute = os.execvpe) -> list[str]:
     """Replace this process by the frontend; return only with the problems that forbid it, also left as last words."""
     lastwords.clear(environment.termination_message_path)
-    problems = mounts.problems(environment, variables)
+    try:
+        environment = archives.composed(environment)
+    except SettingsError as error:
+        problems = [str(error)]
+    else:
+        problems = mounts.problems(environment, variables)
     if not problems:
         problems = _enter(environment, variables, execute)
     if problems:

@@ -26,9 +26,12 @@ from lmd_worker.settings import Settings
 MODEL_CONFIG = "model-config.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "lmd_worker.handler"
+CUSTOM_HANDLER = "lmd_worker.custom"
 OLDEST_JAVA = 17
 LONGEST_SOCKET_PATH_BYTES = 107
 """What Linux takes in an address of a local socket, without its closing zero; man 7 unix."""
+CUSTOM_PROPERTIES = {"disable_token_authorization": "true"}
+"""A handler of the user's own gets requests as TorchServe decodes them."""
 NEEDED_PROPERTIES = {"disable_token_authorization": "true", "decode_input_request": "false"}
 """Probes carry no token; requests must arrive as the bytes they are, or duplicate keys and NaN could not be refused."""
 
@@ -39,7 +42,7 @@ def problems(environment: Environment, variables: Mapping[str, str]) -> list[str
         return [f"{MODEL_NAME} is {environment.model_name!r}; set it to the model's name: letters, digits, '.', '_' and '-'."]
     return [
         *_model_directory(environment, variables),
-        *_server_config(environment),
+        *_server_config(environment, is_custom=_is_custom(environment.model_directory)),
         *_temporary_directory(environment.temporary_directory),
         *_java(variables),
         *_devices(variables),
@@ -67,6 +70,9 @@ def _model_directory(environment: Environment, variables: Mapping[str, str]) -> 
         yield f"{directory / MODEL_CONFIG}: must be a mapping, or TorchServe starts one whole model per CPU."
         return
     yield from _model_config(config)
+    if "custom" in config:
+        yield from _custom(config, directory)
+        return
     try:
         settings = Settings.from_model_config(environment.model_name, directory, config)
     except SettingsError as error:
@@ -79,6 +85,24 @@ def _model_directory(environment: Environment, variables: Mapping[str, str]) -> 
     if settings.device == "cpu" and settings.tensor > 1 and local_size != str(settings.tensor):
         told = f"LOCAL_SIZE is {local_size or 'not set'}"
         yield f"{told}; set it to the degree, {settings.tensor}, as DeepSpeed's CPU all-reduce crashes without it."
+
+
+def _is_custom(directory: Path) -> bool:
+    """Whether the handler named is the one that calls a user's own."""
+    try:
+        return bool(json.loads((directory / MANIFEST).read_text())["model"]["handler"] == CUSTOM_HANDLER)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _custom(config: Mapping[str, Any], directory: Path) -> Iterator[str]:
+    """Check what a user's handler is called by, and that its source is there when it is a file."""
+    custom = config["custom"]
+    handler = custom.get("handler") if isinstance(custom, dict) else None
+    if not isinstance(handler, str) or not handler:
+        yield f"{MODEL_CONFIG}: custom.handler is missing; it names the handler to call."
+    elif handler.partition(":")[0].endswith(".py") and not (directory / handler.partition(":")[0]).is_file():
+        yield f"{directory / handler.partition(':')[0]}: no such file; correct spec.handler, or put the file there."
 
 
 def _manifest(path: Path, model_name: str) -> Iterator[str]:
@@ -100,7 +124,8 @@ def _manifest(path: Path, model_name: str) -> Iterator[str]:
 
 def _model_config(config: Mapping[str, Any]) -> Iterator[str]:
     """Check the keys the frontend reads that our transport and our failure handling stand on."""
-    for key, wanted in (("continuousBatching", True), ("maxRetryTimeoutInSec", 0), ("minWorkers", 1), ("maxWorkers", 1)):
+    transport = () if "custom" in config else (("continuousBatching", True),)
+    for key, wanted in (*transport, ("maxRetryTimeoutInSec", 0), ("minWorkers", 1), ("maxWorkers", 1)):
         value = config.get(key)
         if type(value) is not type(wanted) or value != wanted:
             yield f"{MODEL_CONFIG}: {key} is {_yaml(value)}, must be {_yaml(wanted)}."
@@ -116,7 +141,7 @@ def _model_config(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{Path(sys.executable).parent / 'torchrun'}: not found; the frontend starts the ranks with it."
 
 
-def _server_config(environment: Environment) -> Iterator[str]:
+def _server_config(environment: Environment, *, is_custom: bool) -> Iterator[str]:
     path = environment.server_config
     try:
         values = properties.read(path)
@@ -128,7 +153,7 @@ def _server_config(environment: Environment) -> Iterator[str]:
             properties.address(values, key)
         except ValueError as error:
             yield str(error)
-    for key, wanted in {**NEEDED_PROPERTIES, "load_models": environment.model_name}.items():
+    for key, wanted in {**(CUSTOM_PROPERTIES if is_custom else NEEDED_PROPERTIES), "load_models": environment.model_name}.items():
         if values.get(key) != wanted:
             yield f"{path.name}: {key} is {values.get(key, 'missing')}, must be {wanted}."
 

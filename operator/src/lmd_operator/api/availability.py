@@ -47,7 +47,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
         lambda s: s.engine.deepspeed.enable_cuda_graph,
         "cannot work: DeepSpeed's graphs freeze shapes, refuse more than one rank and cannot grow a key-value cache. Remove it",
     ),
-    ("spec.handler", lambda s: s.handler is not None, _later("is", "remove it; the worker's own handler serves the model")),
     ("spec.autoscaling", lambda s: s.autoscaling is not None, _later("is", "remove it and set spec.replicas")),
 )
 

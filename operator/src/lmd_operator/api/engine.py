@@ -152,4 +152,10 @@ class CustomHandler(ApiModel):
             cel="[has(self.configMapRef), has(self.module), has(self.archive)].filter(given, given).size() == 1",
             holds=lambda self: sum(value is not None for _, value in self) == 1,
         ),
+        Rule(
+            field="archive",
+            message="must be a path inside the volume: remove a leading '/' and every '..' segment",
+            cel="!has(self.archive) || (!self.archive.startsWith('/') && !self.archive.split('/').exists(part, part == '..'))",
+            holds=lambda self: self.archive is None or not (self.archive.startswith("/") or ".." in self.archive.split("/")),
+        ),
     )

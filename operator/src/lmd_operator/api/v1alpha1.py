@@ -53,6 +53,18 @@ class Spec(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
+            field="handler.archive",
+            message="lies on the model's volume: set model.source to persistentVolumeClaim or path",
+            cel="!has(self.handler) || !has(self.handler.archive) "
+            "|| has(self.model.source.persistentVolumeClaim) || has(self.model.source.path)",
+            holds=lambda self: (
+                self.handler is None
+                or self.handler.archive is None
+                or self.model.source.persistent_volume_claim is not None
+                or self.model.source.path is not None
+            ),
+        ),
+        Rule(
             field="engine.dtype",
             message="float16 does not run on CPU: choose bfloat16 or float32",
             cel="self.accelerator.type != 'CPU' || self.engine.dtype != 'float16'",

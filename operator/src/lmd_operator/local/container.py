@@ -12,6 +12,7 @@ from kubernetes.client.models.v1_deployment import V1Deployment
 from kubernetes.client.models.v1_pod_spec import V1PodSpec
 from kubernetes.client.models.v1_volume import V1Volume
 
+from lmd_operator.errors import LocalRunError
 from lmd_operator.resources.desired import Desired
 
 SIDECAR = "Always"
@@ -46,10 +47,11 @@ class LocalContainer:
     termination_message: Path
 
 
-def materialise(desired: Desired) -> LocalContainer:
+def materialise(desired: Desired, given: Mapping[str, Path] | None = None) -> LocalContainer:
     """Write every ConfigMap volume where it is mounted, make the scratch folders, and return the worker container.
 
-    Variables taken from Secrets or fields of a pod have no value here and are left out.
+    `given` are local directories that stand for ConfigMaps of the user's. Variables taken from Secrets or fields of a pod have
+    no value here and are left out.
     """
     deployment = next(resource for resource in desired.resources if isinstance(resource, V1Deployment))
     config_maps = {_name(resource): resource for resource in desired.resources if isinstance(resource, V1ConfigMap)}
@@ -57,7 +59,7 @@ def materialise(desired: Desired) -> LocalContainer:
     container = pod.containers[0]
     volumes = {volume.name: volume for volume in pod.volumes or []}
     for mount in container.volume_mounts or []:
-        _mount(volumes[mount.name], Path(mount.mount_path), config_maps)
+        _mount(volumes[mount.name], Path(mount.mount_path), config_maps, given or {})
     message = Path(container.termination_message_path or "")
     message.parent.mkdir(parents=True, exist_ok=True)
     return _local(container, [_init(each) for each in pod.init_containers or [] if each.restart_policy != SIDECAR], message)
@@ -101,12 +103,28 @@ def _name(config_map: V1ConfigMap) -> str:
     return (config_map.metadata.name if config_map.metadata else None) or ""
 
 
-def _mount(volume: V1Volume, target: Path, config_maps: Mapping[str, V1ConfigMap]) -> None:
+def _mount(volume: V1Volume, target: Path, config_maps: Mapping[str, V1ConfigMap], given: Mapping[str, Path]) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    if volume.config_map is None:
-        return  # scratch space; a claim is a local directory already
-    data = config_maps[volume.config_map.name or ""].data or {}
-    for item in volume.config_map.items or []:
-        path = target / item.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(data[item.key])
+    projected = (volume.projected.sources or []) if volume.projected else []
+    sources = [source.config_map for source in projected] if projected else [volume.config_map]
+    for source in sources:  # anything else is scratch space, or a claim, which is a local directory already
+        if source is None:
+            continue
+        name = source.name or ""
+        for item in source.items or []:
+            path = target / item.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text((config_maps[name].data or {})[item.key] if name in config_maps else _given(name, item.key, given))
+
+
+def _given(name: str, key: str, given: Mapping[str, Path]) -> str:
+    """Return the text that stands for a key of a user's ConfigMap. Raises `LocalRunError` naming the option."""
+    if name not in given:
+        raise LocalRunError(
+            f"the handler is in the ConfigMap {name}, which exists only in a cluster: name a local directory with {key} in it by "
+            f"--config-map {name}=DIRECTORY"
+        )
+    try:
+        return (given[name] / key).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalRunError(f"{given[name] / key} cannot be read: put the handler there") from error

@@ -38,11 +38,12 @@ RANKS_FILE = "ranks.json"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line chose. `models` stands for `/models` of the image, `claims` for claims by name."""
+    """What the command line chose. `models` stands for `/models` of the image, `claims` and `config_maps` for those by name."""
 
     port: int
     models: Path
     claims: Mapping[str, Path]
+    config_maps: Mapping[str, Path]
     question: str | None
     once: bool
 
@@ -63,7 +64,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display) 
         display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.tensor)} ({plan.reason})")
         layout = replace(layout, models=str(models_directory(deployment, options.models, options.claims, display.progress)))
         built = desired(deployment, Settings(), layout)
-        container = materialise(built)
+        container = materialise(built, options.config_maps)
         for init in container.init_commands:
             display.end_progress()
             run_init(init, root, container.termination_message, display.phase)
@@ -71,7 +72,8 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display) 
         display.progress("starting the model server")
         server = Server(container, root, java)
         server.wait_until_ready(display.progress)
-        display.phase(f"ready after {time.monotonic() - started:.1f} s: {_verified(built, layout)}")
+        verified = _verified(built, layout) if deployment.spec.handler is None else "your handler has loaded"
+        display.phase(f"ready after {time.monotonic() - started:.1f} s: {verified}")
         if options.question:
             display.answer(options.question, ask(port, deployment.model_name, options.question, _patience(deployment)))
         display.phase(f"base URL http://{LOOPBACK}:{port}, model at /predictions/{deployment.model_name}")

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from lmd_operator.api.engine import CustomHandler
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.names import HANDLER_MODULE
+from lmd_operator.names import CUSTOM_HANDLER_MODULE, HANDLER_FILE, HANDLER_MODULE
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.front_door import MAX_REQUEST_BYTES, MODEL_VERSION, front_door, places_in_worker
 from lmd_operator.rendering.layout import POD, Layout
@@ -33,6 +34,8 @@ MODEL_FILES: Mapping[str, str] = {MANIFEST: "MAR-INF/MANIFEST.json", MODEL_CONFI
 
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context where the spec names none; the worker lowers it to the model's own limit."""
+CUSTOM_BATCH_DELAY_MILLISECONDS = 10
+"""What a batch waits for more requests; next to nothing beside one step of a large model."""
 COLLECTIVE_TIMEOUT_SECONDS = 60
 REVISION_LENGTH = 10
 
@@ -65,7 +68,7 @@ def render(deployment: LargeModelDeployment, plan: Plan, layout: Layout = POD) -
     }
     if needs_fetch(deployment):
         texts[SOURCE] = _json(order(deployment, layout))
-    if plan.strategy == "DeepSpeed":
+    if plan.strategy == "DeepSpeed" or deployment.spec.handler is not None:
         texts[DS_CONFIG] = _json(_ds_config(deployment, plan))
     return RenderedFiles(dict(sorted(texts.items())))
 
@@ -76,7 +79,7 @@ def _manifest(deployment: LargeModelDeployment) -> dict[str, Any]:
         "createdOn": "01/01/2025 00:00:00",
         "model": {
             "configFile": MODEL_CONFIG,
-            "handler": HANDLER_MODULE,
+            "handler": HANDLER_MODULE if deployment.spec.handler is None else CUSTOM_HANDLER_MODULE,
             "modelName": deployment.model_name,
             "modelVersion": MODEL_VERSION,
         },
@@ -95,13 +98,11 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     config: dict[str, Any] = {
         "minWorkers": 1,
         "maxWorkers": 1,
-        "batchSize": places_in_worker(deployment),
-        "maxBatchDelay": 1,
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
         "startupTimeout": engine.torch_serve.startup_timeout_seconds,
         "maxRetryTimeoutInSec": 0,
         "jobQueueSize": engine.torch_serve.job_queue_size,
-        "continuousBatching": True,
+        **_batching(deployment),
         "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
     }
     if plan.tensor > 1:
@@ -112,10 +113,38 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
             "rdzv-endpoint": "localhost:0",
             "OMP_NUMBER_THREADS": plan.threads_per_rank,
         }
+    if deployment.spec.handler is not None:
+        return {**config, **_custom(deployment, deployment.spec.handler, layout)}
     config["handler"] = _handler(deployment, plan, layout)
     if plan.strategy == "DeepSpeed":
         config["deepspeed"] = {"config": DS_CONFIG}
     return config
+
+
+def _batching(deployment: LargeModelDeployment) -> dict[str, Any]:
+    """Return how requests reach the handler: one by one to ours, which batches by itself; in TorchServe's batches to a user's own."""
+    engine = deployment.spec.engine
+    if deployment.spec.handler is not None:
+        return {"batchSize": engine.concurrency, "maxBatchDelay": CUSTOM_BATCH_DELAY_MILLISECONDS}
+    return {"batchSize": places_in_worker(deployment), "maxBatchDelay": 1, "continuousBatching": True}
+
+
+def _custom(deployment: LargeModelDeployment, handler: CustomHandler, layout: Layout) -> dict[str, Any]:
+    """Return the sections for a handler of the user's own: what TorchServe's DeepSpeed helpers read, and how to find the handler.
+
+    Source: `ts.handler_utils.distributed.deepspeed.get_ds_engine` (torchserve 0.12.0) reads `handler.model_path` and `deepspeed.config`.
+    """
+    custom: dict[str, Any] = {"handler": handler.module or HANDLER_FILE}
+    if handler.config_map_ref is not None:
+        custom["config_map"] = f"{handler.config_map_ref.name}/{handler.config_map_ref.key}"
+    if handler.archive is not None:
+        custom["archive"] = f"{_volume_root(deployment, layout)}/{handler.archive}"
+    return {"handler": {"model_path": model_path(deployment, layout)}, "deepspeed": {"config": DS_CONFIG}, "custom": custom}
+
+
+def _volume_root(deployment: LargeModelDeployment, layout: Layout) -> str:
+    source = deployment.spec.model.source
+    return layout.models if source.path is None else layout.model_path(source.path.path)
 
 
 def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> dict[str, Any]:
@@ -166,7 +195,7 @@ def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
         "allowed_urls": "^$",
         "disable_token_authorization": "true",
         "install_py_dep_per_model": "false",
-        "decode_input_request": "false",
+        "decode_input_request": "false" if deployment.spec.handler is None else "true",
         "disable_system_metrics": "true",
         "metrics_mode": "prometheus",
         "metrics_config": f"{layout.run}/metrics.yaml",

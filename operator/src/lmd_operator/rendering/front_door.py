@@ -70,7 +70,7 @@ frontend api
     http-response set-header cache-control no-cache if { res.hdr(content-type) -m beg text/event-stream }
     http-response set-header x-accel-buffering no if { res.hdr(content-type) -m beg text/event-stream }
     # no dots at the start of a segment, no escapes: nothing but the model's own routes can be reached
-    acl is_route path_reg ^/v1(/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*)+$$
+    acl is_route $routes
     http-request return status 404 content-type application/json string '$no_route' unless is_route
 $key_rules    acl is_method method GET POST
     http-request return status 405 content-type application/json string '$no_method' hdr allow "GET, POST" unless is_method
@@ -79,9 +79,7 @@ $key_rules    acl is_method method GET POST
     http-request return status 413 content-type application/json string '$too_large' if is_large
     http-request return status 503 content-type application/json string '$queue_full' hdr retry-after $retry_after if is_full
     http-request del-header authorization
-    # TorchServe would read JSON that is called a form, as curl calls it, as a form
-    http-request set-header content-type application/json if METH_POST
-    http-request set-pathq /predictions/$model/$version%[path]
+$rewrites
     default_backend $backend
 
 backend $backend
@@ -117,6 +115,12 @@ backend torchserve-metrics
     server metrics 127.0.0.1:$metrics_port
 """)
 
+_ROUTES = "path_reg ^/v1(/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*)+$"
+_REWRITES = Template("""\
+    # TorchServe would read JSON that is called a form, as curl calls it, as a form
+    http-request set-header content-type application/json if METH_POST
+    http-request set-pathq /predictions/$model/$version%[path]""")
+_UNCHANGED = "    # a handler of the user's own gets its requests as clients send them, by TorchServe's own route"
 _KEY_RULES = Template("""\
     acl has_key http_auth_bearer,sha2(256),hex,lower -m str -f $keys
     http-request return status 401 content-type application/json string '$no_key' hdr www-authenticate Bearer unless has_key
@@ -134,6 +138,10 @@ def front_door(deployment: LargeModelDeployment, layout: Layout) -> str:
         connections=connections,
         total_connections=connections + SPARE_CONNECTIONS,
         patience=engine.torch_serve.response_timeout_seconds + TIMEOUT_MARGIN_SECONDS,
+        routes=_ROUTES if deployment.spec.handler is None else f"path /predictions/{deployment.model_name}",
+        rewrites=_REWRITES.substitute(model=deployment.model_name, version=MODEL_VERSION)
+        if deployment.spec.handler is None
+        else _UNCHANGED,
         key_rules=_key_rules(layout) if has_keys else "",
         api_port=layout.api_port,
         operations_port=layout.operations_port,

@@ -11,6 +11,7 @@ Who wins, between what the operator writes and `spec.template`:
 from __future__ import annotations
 
 from kubernetes.client.models.v1_capabilities import V1Capabilities
+from kubernetes.client.models.v1_config_map_projection import V1ConfigMapProjection
 from kubernetes.client.models.v1_config_map_volume_source import V1ConfigMapVolumeSource
 from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
@@ -26,17 +27,20 @@ from kubernetes.client.models.v1_pod_security_context import V1PodSecurityContex
 from kubernetes.client.models.v1_pod_spec import V1PodSpec
 from kubernetes.client.models.v1_pod_template_spec import V1PodTemplateSpec
 from kubernetes.client.models.v1_probe import V1Probe
+from kubernetes.client.models.v1_projected_volume_source import V1ProjectedVolumeSource
 from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
 from kubernetes.client.models.v1_seccomp_profile import V1SeccompProfile
 from kubernetes.client.models.v1_secret_volume_source import V1SecretVolumeSource
 from kubernetes.client.models.v1_security_context import V1SecurityContext
 from kubernetes.client.models.v1_volume import V1Volume
 from kubernetes.client.models.v1_volume_mount import V1VolumeMount
+from kubernetes.client.models.v1_volume_projection import V1VolumeProjection
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.names import (
     ANNOTATION_RESTART,
     CONTAINER,
+    HANDLER_FILE,
     LABEL_REVISION,
     WORKER_COMMAND,
 )
@@ -168,7 +172,7 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     server_items = [V1KeyToPath(key=key, path=key) for key in (CONFIG_PROPERTIES, HAPROXY_CONFIG, SOURCE) if key in files.texts]
     model_items = [V1KeyToPath(key=key, path=path) for key, path in sorted(files.model_files.items())]
     volumes = [
-        V1Volume(name="model-store", config_map=V1ConfigMapVolumeSource(name=name, items=model_items)),
+        _model_store(deployment, name, model_items),
         V1Volume(
             name="config",
             config_map=V1ConfigMapVolumeSource(name=name, items=server_items),
@@ -186,3 +190,14 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     elif remote_source(deployment) is not None:
         volumes.append(V1Volume(name="weights", empty_dir=V1EmptyDirVolumeSource()))
     return volumes
+
+
+def _model_store(deployment: LargeModelDeployment, name: str, items: list[V1KeyToPath]) -> V1Volume:
+    """Return the model directory; a handler in a ConfigMap of the user's lies in it beside our files."""
+    reference = deployment.spec.handler.config_map_ref if deployment.spec.handler is not None else None
+    if reference is None:
+        return V1Volume(name="model-store", config_map=V1ConfigMapVolumeSource(name=name, items=items))
+    ours = V1ConfigMapProjection(name=name, items=items)
+    theirs = V1ConfigMapProjection(name=reference.name, items=[V1KeyToPath(key=reference.key, path=HANDLER_FILE)])
+    sources = [V1VolumeProjection(config_map=ours), V1VolumeProjection(config_map=theirs)]
+    return V1Volume(name="model-store", projected=V1ProjectedVolumeSource(sources=sources))
