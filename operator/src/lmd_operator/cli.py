@@ -5,6 +5,7 @@ Exit status: 0 when all is well, 1 when a document is wrong or a run fails, 2 wh
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -113,6 +114,16 @@ def serve(
         _stop_on([str(error)])
     finally:
         display.end_progress()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def inspect(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="hf:ORGANISATION/NAME[@REVISION], s3://BUCKET/PREFIX or a directory.")],
+) -> None:
+    """Say what a model is, from its configuration and headers: no weights are fetched. Takes --endpoint, --region and --json."""
+    done = subprocess.run([sys.executable, "-m", "lmd_worker", "inspect", source, *context.args], check=False)
+    raise typer.Exit(done.returncode)
 
 
 def _load(sources: Sequence[str]) -> tuple[list[tuple[str, LargeModelDeployment]], list[str]]:

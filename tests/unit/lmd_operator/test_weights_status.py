@@ -107,6 +107,33 @@ def test_what_was_fetched_is_told_with_its_commit() -> None:
     assert (status.revision, status.percent, status.total_bytes) == ("c" * 40, 100, 1000)
 
 
+def test_what_the_files_say_of_the_model_is_told() -> None:
+    facts = {
+        "family": "llama",
+        "parameters": 7,
+        "bytes": 14,
+        "heads": 9,
+        "key_value_heads": 3,
+        "layers": 2,
+        "context_tokens": 512,
+        "experts": 0,
+    }
+    told = json.dumps({"revision": "c" * 40, "bytes": 20, "model": facts})
+    pod = a_pod({"state": {"terminated": {"exitCode": 0, "message": told}}})
+    found = weights.model_facts([pod], "new")
+    assert found is not None
+    assert (found.family, found.parameters, found.key_value_heads, found.context_tokens) == ("llama", 7, 3, 512)
+
+
+@pytest.mark.parametrize(
+    "message", ["", "[]", "{", '{"model": 1}', '{"model": {"family": 1}}', '{"model": {"family": "a", "parameters": -1}}']
+)
+def test_last_words_that_are_none_say_nothing(message: str) -> None:
+    pod = a_pod({"state": {"terminated": {"exitCode": 0, "message": message}}})
+    assert weights.model_facts([pod], "new") is None
+    assert weights.weights_status([pod], "new", {}, None) is not None
+
+
 @pytest.mark.parametrize(
     "document",
     [None, [], {}, {"state": 1}, {"state": "a", "bytes": -1, "total": 1, "bytes_per_second": 1}, {"state": "a", "bytes": True, "total": 1}],

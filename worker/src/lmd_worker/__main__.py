@@ -19,6 +19,7 @@ USAGE = """usage: lmd-worker COMMAND
 
   fetch   bring the weights, whole and verified, or say why not (init container)
   serve   check what is mounted, then become the model server (the container's command)
+  inspect say what a model is, from its configuration and headers (see lmd inspect --help)
   ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
   alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
@@ -92,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    if given[:1] == ["inspect"]:
+        from lmd_worker.weights import inspect
+
+        return inspect.main(given[1:], os.environ)
     if len(given) != 1 or given[0] not in COMMANDS:
         print(USAGE, end="", file=sys.stderr)
         return 2

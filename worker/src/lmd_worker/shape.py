@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,23 @@ class ModelShape:
         the safetensors are missing or broken, and when the weights exist only as pickles.
         """
         config = _config(path)
-        text = {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
         names, parameters, weight_bytes = _weights(path)
+        files = tuple(file.name for file in _safetensors(path))
+        return cls.of(path, config, names=names, weight_files=files, parameters=parameters, weight_bytes=weight_bytes)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        names: Collection[str],
+        weight_files: tuple[str, ...],
+        parameters: int,
+        weight_bytes: int,
+    ) -> ModelShape:
+        """Return the shape that a configuration and the names of all tensors state; `path` is for messages. Raises as `read`."""
+        text = {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
         heads = _size(text, _HEADS, path)
         hidden = _size(text, _HIDDEN, path)
         tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
@@ -93,7 +108,7 @@ class ModelShape:
             encoder_decoder=bool(config.get("is_encoder_decoder", False)),
             fused_attention=text.get("model_type") == "falcon" and not text.get("new_decoder_architecture", False),
             quantization=str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None,
-            weight_files=tuple(file.name for file in _safetensors(path)),
+            weight_files=weight_files,
             parameters=parameters,
             weight_bytes=weight_bytes,
         )

@@ -12,12 +12,13 @@ from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import Problem
 from lmd_operator.observed import PodState
 from lmd_operator.planning.plan import Plan
+from lmd_operator.rendering.weights import needs_fetch
 from lmd_operator.resources.common import selector
 from lmd_operator.resources.desired import Desired
 from lmd_operator.status.causes import counted, of_pods
 from lmd_operator.status.conditions import Said, dated, of_accepted, unverified
 from lmd_operator.status.observation import Observed, current_revision
-from lmd_operator.status.weights import weights_status
+from lmd_operator.status.weights import model_facts, weights_status
 
 HISTORY_LIMIT = 101
 PROBLEMS_LIMIT = 20
@@ -53,7 +54,7 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
             updated=revision,
             history=list(observed.revisions[:HISTORY_LIMIT]),
         ),
-        model=None,
+        model=model_facts(observed.live(), revision) or (previous.model if needs_fetch(owner) else None),
         weights=weights_status(observed.live(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
         conditions=dated(of_accepted(owner, built.plan, revision, observed), previous.conditions, now),

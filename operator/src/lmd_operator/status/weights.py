@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from lmd_operator.api.status import WeightsStatus
+from pydantic import ValidationError
+
+from lmd_operator.api.status import ModelFacts, WeightsStatus
 from lmd_operator.observed import FetchState, PodState, Progress
 from lmd_operator.status.refusals import clause
 
@@ -30,6 +32,7 @@ FAILURES = (
     FAILED,
 )
 """Reasons of `lmd_worker.errors.FetchReason`, what only a person can mend first."""
+FACTS = ("family", "parameters", "bytes", "heads", "key_value_heads", "layers", "context_tokens")
 _PERCENT = 100
 
 
@@ -61,6 +64,27 @@ def weights_status(
     return previous
 
 
+def model_facts(pods: Sequence[PodState], revision: str) -> ModelFacts | None:
+    """Return what the fetch of the newest pods read from the model's own files, or None when nothing was told."""
+    for pod in pods:
+        if pod.fetch is not None and pod.fetch.is_done and pod.revision == revision:
+            told = _last_words(pod).get("model")
+            facts = {name: told.get(name) for name in FACTS} if isinstance(told, dict) else {}
+            try:
+                return ModelFacts.model_validate(facts, by_name=True, by_alias=False) if facts else None
+            except ValidationError:
+                return None
+    return None
+
+
+def _last_words(pod: PodState) -> dict[str, object]:
+    try:
+        document = json.loads(pod.fetch.message if pod.fetch is not None else "")
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def _moving(told: Progress) -> WeightsStatus:
     return WeightsStatus(
         bytes=told.bytes,
@@ -73,12 +97,11 @@ def _moving(told: Progress) -> WeightsStatus:
 
 def _done(pod: PodState) -> WeightsStatus:
     """Return what the fetch left as last words."""
-    try:
-        document = json.loads(pod.fetch.message if pod.fetch is not None else "")
-        revision, count = str(document["revision"])[:317], int(document["bytes"])
-    except (ValueError, KeyError, TypeError):
+    told = _last_words(pod)
+    revision, count = told.get("revision"), told.get("bytes")
+    if not isinstance(revision, str) or type(count) is not int or count < 0:
         return WeightsStatus(percent=_PERCENT)
-    return WeightsStatus(revision=revision, bytes=count, total_bytes=count, percent=_PERCENT)
+    return WeightsStatus(revision=revision[:317], bytes=count, total_bytes=count, percent=_PERCENT)
 
 
 def _words(progress: Progress | None, restarts: int) -> str:

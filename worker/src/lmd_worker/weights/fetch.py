@@ -17,7 +17,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lmd_worker import lastwords
@@ -25,6 +25,7 @@ from lmd_worker.errors import FetchError, WorkerError
 from lmd_worker.weights import listing, source
 from lmd_worker.weights.arrival import Arrival
 from lmd_worker.weights.hub import Hub
+from lmd_worker.weights.inspect import Directory, inspect
 from lmd_worker.weights.listing import INDEX, Listing, RemoteFile
 from lmd_worker.weights.objects import S3
 from lmd_worker.weights.place import Marker, Place
@@ -60,9 +61,19 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
         return _failed(last_words, f"{error.reason}: {error}")
     except WorkerError as error:
         return _failed(last_words, f"FetchFailed: {error}")
-    lastwords.write(last_words, json.dumps({"revision": fetched.revision, "bytes": fetched.total_bytes}))
+    told = {"revision": fetched.revision, "bytes": fetched.total_bytes, "model": _facts(fetched)}
+    lastwords.write(last_words, json.dumps(told))
     log.info("the model is in %s: revision=%s bytes=%d", fetched.directory, fetched.revision, fetched.total_bytes)
     return 0
+
+
+def _facts(fetched: Fetched) -> dict[str, object] | None:
+    """Return what the model's files say of it; None when they do not say, which is the worker's to refuse."""
+    try:
+        return asdict(inspect(Directory(fetched.directory), str(fetched.directory)))
+    except WorkerError as error:
+        log.warning("the model that was fetched states no shape: %s", error)
+        return None
 
 
 def fetch(order: Order, variables: Mapping[str, str], meter: Meter, patience: Patience = Patience()) -> Fetched:  # noqa: B008 - frozen
