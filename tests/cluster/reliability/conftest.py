@@ -41,6 +41,7 @@ IN_THE_CLUSTER_SUITE = frozenset(
         "test_an_edit_that_comes_late_is_not_lost",
         "test_a_standby_writes_nothing_and_takes_over",
         "test_a_refused_spec_and_a_stalled_object_have_an_alert_each",
+        "test_progress_is_in_the_status_with_few_writes",
     }
 )
 """One test of each kind, which `make test-cluster` runs too; `make test-reliability` runs the rest, which takes much longer."""
