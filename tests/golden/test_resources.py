@@ -23,6 +23,7 @@ KINDS_OF_SCENARIO = {
     "fetched-from-s3": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "handler-in-a-config-map": {"ConfigMap", "Deployment"},
     "handler-in-an-archive": {"ConfigMap"},
+    "model-in-an-image": {"Deployment"},
     "node-port-service": {"Service"},
     "one-rank-on-cpu": {"ConfigMap", "Deployment"},
     "owned-by-uid": {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"},
@@ -94,6 +95,10 @@ def test_the_children_of_an_object_are_those_reviewed(golden, manifest: Path, ki
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("manifest", [*EXAMPLES, *SCENARIOS], ids=lambda path: path.stem)
 def test_every_child_satisfies_the_official_schema(manifest: Path, version: str) -> None:
+    if manifest.stem == "model-in-an-image" and version == "1.29":
+        with pytest.raises(kubernetes_validate.ValidationError, match="image"):  # the operator then names the version that has them
+            kubernetes_validate.validate(children(manifest)["Deployment"], version, strict=True)
+        return
     for kind, content in children(manifest).items():
         assert version.startswith(kubernetes_validate.validate(content, version, strict=True)), kind
 

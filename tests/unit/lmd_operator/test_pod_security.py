@@ -22,7 +22,7 @@ from lmd_operator.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 MANIFESTS = sorted([*(ROOT / "crds" / "examples").glob("*.yaml"), *(ROOT / "tests" / "scenarios").glob("*.yaml")])
-RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret"}
 READ_ONLY_VARIABLES = {"LMD_MODEL_STORE", "LMD_CONFIG_DIR"}
 LABEL_MAX_LENGTH = 63
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmd_operator.api.base import ApiModel, Rule
 from lmd_operator.api.engine import Accelerator, CustomHandler, Parallelism
 from lmd_operator.api.fields import alias_of, model_in
-from lmd_operator.api.model import ClaimSource, HuggingFaceSource, Model, ModelSource, PathSource, S3Source
+from lmd_operator.api.model import ClaimSource, HuggingFaceSource, ImageSource, Model, ModelSource, PathSource, S3Source
 from lmd_operator.api.pods import Autoscaling, Rollout
 from lmd_operator.api.v1alpha1 import Spec
 
@@ -48,6 +48,7 @@ DOCUMENTS: dict[type[ApiModel], st.SearchStrategy[dict[str, Any]]] = {
     HuggingFaceSource: _object({"repository": st.just("a/b")}, endpoint=_nullable(ENDPOINTS)),
     S3Source: _object({"uri": st.just("s3://bucket")}, endpoint=_nullable(ENDPOINTS)),
     ClaimSource: _object({"claimName": st.just("a")}, path=SEGMENTS.filter(lambda path: not path.startswith("/"))),
+    ImageSource: _object({"reference": st.just("a:1")}, path=SEGMENTS.map(lambda path: f"/{path}")),
     PathSource: _object({"path": SEGMENTS.map(lambda path: f"/{path}")}),
     ModelSource: _object(
         huggingFace=_nullable(st.just({"repository": "a/b"})),

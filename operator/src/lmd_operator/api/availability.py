@@ -10,7 +10,6 @@ from collections.abc import Callable
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 
-_WEIGHTS = "put the model on a PersistentVolumeClaim and use source.persistentVolumeClaim, or fetch it by huggingFace or s3"
 _STRATEGIES = "choose DeepSpeed, None or Auto"
 
 
@@ -19,7 +18,6 @@ def _later(what: str, instead: str) -> str:
 
 
 _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    ("spec.model.source.image", lambda s: s.model.source.image is not None, _later("is", _WEIGHTS)),
     ("spec.model.cache", lambda s: s.model.cache is not None, _later("is", "remove it; a claim source is shared by all replicas as it is")),
     (
         "spec.parallelism.strategy",

@@ -100,6 +100,15 @@ class ImageSource(ApiModel):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When the kubelet pulls the image."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="path",
+            message="must stay inside the image: remove every '..' segment",
+            cel="!self.path.split('/').exists(part, part == '..')",
+            holds=lambda self: ".." not in self.path.split("/"),
+        ),
+    )
+
 
 class PathSource(ApiModel):
     """A directory that is already there: part of the worker image, or local for `lmd serve`."""

@@ -37,6 +37,10 @@ def models_directory(deployment: LargeModelDeployment, models: Path, claims: Map
     source = deployment.spec.model.source
     if source.persistent_volume_claim is not None:
         return _claim(source.persistent_volume_claim.claim_name, source.persistent_volume_claim.path, claims)
+    if source.image is not None:
+        raise LocalRunError(
+            "the model is in an OCI image, which only a cluster mounts: copy it to a directory and use source.path to serve it here"
+        )
     if source.path is None:
         models.mkdir(parents=True, exist_ok=True)
         return models  # the fetch puts it there

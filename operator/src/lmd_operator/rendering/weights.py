@@ -41,6 +41,8 @@ def model_path(deployment: LargeModelDeployment, layout: Layout) -> str:
         return f"{layout.models}/{source.persistent_volume_claim.path}".rstrip("/")
     if (remote := remote_source(deployment)) is not None:
         return f"{layout.models}/{directory(remote)}"
+    if source.image is not None:
+        return f"{layout.models}{source.image.path}".rstrip("/")
     raise TypeError("spec.model.source is not available in this version; parse the object first")
 
 

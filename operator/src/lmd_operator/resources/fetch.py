@@ -91,6 +91,6 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
     ]
     if remote_source(deployment) is not None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models))
-    elif deployment.spec.model.source.persistent_volume_claim is not None:
+    elif deployment.spec.model.source.path is None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))
     return mounts

@@ -17,6 +17,7 @@ from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_exec_action import V1ExecAction
+from kubernetes.client.models.v1_image_volume_source import V1ImageVolumeSource
 from kubernetes.client.models.v1_key_to_path import V1KeyToPath
 from kubernetes.client.models.v1_lifecycle import V1Lifecycle
 from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
@@ -161,7 +162,7 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
         V1VolumeMount(name="tmp", mount_path=layout.temp),
         V1VolumeMount(name="shm", mount_path=layout.shared_memory),
     ]
-    if deployment.spec.model.source.persistent_volume_claim is not None or remote_source(deployment) is not None:
+    if deployment.spec.model.source.path is None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))
     return mounts
 
@@ -187,6 +188,9 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     if claim is not None:
         source = V1PersistentVolumeClaimVolumeSource(claim_name=claim.claim_name, read_only=True)
         volumes.append(V1Volume(name="weights", persistent_volume_claim=source))
+    elif (image := deployment.spec.model.source.image) is not None:
+        mounted = V1ImageVolumeSource(reference=image.reference, pull_policy=image.pull_policy)
+        volumes.append(V1Volume(name="weights", image=mounted))
     elif remote_source(deployment) is not None:
         volumes.append(V1Volume(name="weights", empty_dir=V1EmptyDirVolumeSource()))
     return volumes

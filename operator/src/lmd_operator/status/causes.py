@@ -23,6 +23,7 @@ ORDER = (
     *weights.FAILURES,
     "QuotaExceeded",
     "Forbidden",
+    "ImageVolumesMissing",
     "ChildInvalid",
     "ForeignObject",
     "ChildRefused",

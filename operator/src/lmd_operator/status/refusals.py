@@ -6,9 +6,15 @@ those of Kubernetes (quota and pod security admission, RBAC, validation) and of 
 
 from __future__ import annotations
 
+IMAGE_VOLUMES = (
+    "the cluster has no image volumes for spec.model.source.image: use Kubernetes 1.35 or newer, or 1.33 with the feature gate "
+    "ImageVolume, or put the model on a claim"
+)
 _REFUSALS = (
     ("exceeded quota", "QuotaExceeded", "raise the namespace's ResourceQuota, or ask for less"),
     ("violates PodSecurity", "Forbidden", "lower the namespace's pod-security level, or use a namespace that allows such pods"),
+    ("must specify a volume type", "ImageVolumesMissing", IMAGE_VOLUMES),
+    ("image: field not declared in schema", "ImageVolumesMissing", IMAGE_VOLUMES),
     ("was not made by this operator", "ForeignObject", ""),
     (" belongs to ", "ForeignObject", ""),
     ("limitrange", "Forbidden", "stay within the namespace's LimitRange by spec.template.resources"),
