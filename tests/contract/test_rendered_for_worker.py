@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings as OperatorSettings
-from lmd_worker import custom, haproxy, mounts, rundir
+from lmd_worker import bootstrap, custom, haproxy, mounts, rundir
 from lmd_worker import environment as worker_environment
 from lmd_worker import front_door as worker_front_door
 from lmd_worker import settings as worker_settings
@@ -304,3 +306,29 @@ def test_the_fetch_reads_what_it_is_told(manifest: Path, tmp_path: Path) -> None
     told = built.files.texts["source.json"]
     assert "secret" not in told.lower()
     assert "token" not in told.lower()
+
+
+@pytest.mark.parametrize("form", ["default", "no-archive"])
+def test_the_worker_starts_with_what_the_real_archiver_makes(tmp_path: Path, form: str) -> None:
+    """Composed as `serve` does it; then nothing is wrong with it, and the frontend would be started on the composed store."""
+    handler = tmp_path / "mine.py"
+    handler.write_text("class Mine: ...\n")
+    export = tmp_path / "models"
+    export.mkdir()
+    command = [Path(sys.executable).with_name("torch-model-archiver"), "--model-name", "own", "--version", "1.0", "--handler", handler]
+    subprocess.run([*command, "--export-path", export, "--archive-format", form], check=True, capture_output=True)
+    document = yaml.safe_load((ROOT / "tests" / "scenarios" / "handler-in-an-archive.yaml").read_text())
+    document["spec"]["handler"]["archive"] = "own.mar" if form == "default" else "own"
+    layout = Layout(root=str(tmp_path / "r"), models=str(export), shared_memory=f"{tmp_path}/shm")
+    container = materialise(desired(parse(document), OperatorSettings(), layout))
+    started: list[list[str]] = []
+    variables = {"PATH": os.environ["PATH"], **container.environment}
+    here = Path.cwd()
+    try:
+        problems = bootstrap.serve(Environment.from_variables(variables), variables, lambda *given: started.append(given[1]))
+    finally:
+        os.chdir(here)
+    assert problems == []
+    store = Path(started[0][started[0].index("-s") + 1])
+    assert (store / "classic" / "mine.py").read_text() == "class Mine: ...\n"
+    assert yaml.safe_load((store / "classic" / "model-config.yaml").read_text())["custom"]["handler"] == "mine.py"

@@ -80,6 +80,7 @@ def command(manifest: Path, volume: Path, handlers: Path, *more: str) -> list[st
         "0",
         "--claim",
         f"models={volume}",
+        "--end-with-parent",
         "--config-map",
         f"mine={handlers}",
         *more,
