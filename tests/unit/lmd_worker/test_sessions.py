@@ -12,7 +12,7 @@ from lmd_worker.api.generation import Answer, Call, Part
 from lmd_worker.api.routes import routes
 from lmd_worker.engine.protocol import EngineStats, Progress, RequestTiming, Sampling, TokenLogprobs
 from lmd_worker.errors import BadRequestError
-from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, STEP_SECONDS, Row, Sessions
+from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, SILENT_LOOKS, STEP_SECONDS, Row, Sessions
 
 END = 300
 
@@ -265,7 +265,7 @@ def test_a_stop_string_that_was_not_finished_is_text(bench: Bench) -> None:
 def test_silence_cancels_what_runs_and_a_slow_transport_gets_it_ended(bench: Bench) -> None:
     bench.step(("a", {"prompt": "x", "stream": True}))
     bench.engine.now += SILENCE_SECONDS
-    assert bench.sessions.cancel_if_silent() == 0
+    assert [bench.sessions.cancel_if_silent() for _ in range(SILENT_LOOKS)] == [0] * SILENT_LOOKS
     bench.engine.now += 0.1
     assert bench.sessions.cancel_if_silent() == 1
     assert bench.sessions.cancel_if_silent() == 0
@@ -277,6 +277,15 @@ def test_silence_cancels_what_runs_and_a_slow_transport_gets_it_ended(bench: Ben
     assert answer.body.endswith(b"data: [DONE]\n\n")
     bench.step(("b", {"prompt": "x"}))
     assert bench.engine.cancelled == ["a.0"]
+
+
+def test_a_process_that_was_held_up_cancels_nobody(bench: Bench) -> None:
+    bench.step(("a", {"prompt": "x"}))
+    bench.engine.now += 10 * SILENCE_SECONDS
+    assert [bench.sessions.cancel_if_silent() for _ in range(SILENT_LOOKS - 1)] == [0] * (SILENT_LOOKS - 1)
+    bench.step("a")
+    assert bench.sessions.cancel_if_silent() == 0
+    assert bench.engine.cancelled == []
 
 
 def test_a_dead_engine_is_told_in_band_and_new_requests_are_refused(bench: Bench) -> None:

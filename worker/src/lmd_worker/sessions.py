@@ -30,6 +30,8 @@ STEP_SECONDS = 0.1
 """The longest a step waits for news; a request that arrives meanwhile is seen only by the next step."""
 SILENCE_SECONDS = 2.0
 """Without a step for this long while requests run, all clients are gone: the transport stops asking when nobody is left."""
+SILENT_LOOKS = 10
+"""As many looks must have found it silent too: a process that was itself held up has neither been asked nor looked."""
 ENGINE_GONE = "The model has stopped and is being restarted; try again."
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Sessions:
         self._counted = 0
         self._refused: Counter[int] = Counter()
         self._last_step = clock()
+        self._silent_looks = 0
 
     @property
     def running(self) -> int:
@@ -92,17 +95,19 @@ class Sessions:
             answers = [at_once.get(row.request_id) or self._next_piece(row.request_id) for row in rows]
             self._publish_count()
             self._last_step = self._clock()
+            self._silent_looks = 0
             return answers
 
     def cancel_if_silent(self) -> int:
-        """Cancel what runs when no step came for `SILENCE_SECONDS`; return how many requests that ended.
+        """Cancel what runs when no step came for `SILENCE_SECONDS`; return how many requests that ended. Called ten times a second.
 
         They stay known until a step does not name them: a transport that was only slow gets them ended in its words.
         """
         if not self._lock.acquire(blocking=False):
             return 0
         try:
-            silent = self._clock() - self._last_step > SILENCE_SECONDS
+            self._silent_looks += 1
+            silent = self._clock() - self._last_step > SILENCE_SECONDS and self._silent_looks >= SILENT_LOOKS
             lost = [session for session in self._open.values() if silent and not session.ended]
             for session in lost:
                 self._cancel(session)
