@@ -286,7 +286,7 @@ def test_a_handler_of_the_users_finds_what_torchserves_helpers_read(manifest: Pa
     assert len([each for each in vars(custom).values() if inspect.isclass(each) and each.__module__ == custom.__name__]) == 1
 
 
-FETCHED = [path for path in MANIFESTS if path.stem in ("fetched-from-a-hub", "fetched-from-s3", "verified-on-a-claim")]
+FETCHED = [path for path in MANIFESTS if path.stem in ("fetched-from-a-hub", "fetched-from-s3", "shared-cache", "verified-on-a-claim")]
 
 
 def test_operator_and_fetch_agree_on_names() -> None:

@@ -30,6 +30,7 @@ KINDS_OF_SCENARIO = {
     "recreate": {"Deployment"},
     "restart-token": {"Deployment"},
     "rolling-update-with-surge-only": {"Deployment", "PodDisruptionBudget"},
+    "shared-cache": {"ConfigMap", "Deployment"},
     "suspended": {"Deployment"},
     "verified-on-a-claim": {"ConfigMap", "Deployment"},
     "template-with-everything": {"Deployment", "PodDisruptionBudget"},

@@ -66,6 +66,13 @@ def test_a_branch_that_moved_replaces_the_model_as_a_whole(hub, bring: Bring, tm
     assert contents(tmp_path / "model") == wanted(hub)
 
 
+def test_what_is_in_a_shared_cache_is_not_replaced_under_its_readers(hub, bring: Bring, tmp_path: Path) -> None:
+    bring(hub.order(tmp_path / "model", refresh=False))
+    hub.faults(commit="d" * 40)
+    assert bring(hub.order(tmp_path / "model", refresh=False)).revision == COMMIT
+    assert hub.seen() == []
+
+
 def test_a_model_that_is_there_serves_when_the_hub_is_down(hub, bring: Bring, tmp_path: Path) -> None:
     bring(hub.order(tmp_path / "model"))
     hub.faults(fail=[[503, 100]])

@@ -16,6 +16,7 @@ from lmd_operator.runtime.progress import ProgressReader
 from lmd_operator.status import weights
 from lmd_operator.status.causes import ORDER, PASSING, of_pod
 from lmd_worker.errors import FetchReason
+from lmd_worker.weights import fetch
 
 FETCHED = json.dumps({"revision": "c" * 40, "bytes": 1000})
 
@@ -89,6 +90,13 @@ def test_progress_is_told_in_words() -> None:
     standing = of_pod(a_pod(RUNNING), Progress("fetching", 1, 2, 0, None))
     assert standing is not None
     assert "nothing moves" in standing.message
+
+
+def test_a_replica_that_waits_for_another_says_so() -> None:
+    assert weights.WAITING == fetch.WAITING
+    cause = of_pod(a_pod(RUNNING), Progress(weights.WAITING, 0, 0, 0, None))
+    assert cause is not None
+    assert (cause.reason, "this one waits" in cause.message) == ("FetchingWeights", True)
 
 
 def test_the_status_tells_of_the_replica_that_has_least() -> None:

@@ -151,10 +151,10 @@ class ModelSource(ApiModel):
 
 
 class ModelCache(ApiModel):
-    """A claim that replicas share, filled once."""
+    """A claim that replicas share, filled once: by the first replica, while the others wait."""
 
     claim_name: DnsName
-    """Name of the claim; it must be writable by the job that fills it and readable by all replicas."""
+    """Name of the claim. Every replica mounts it writable for the fetch and read-only for the worker."""
     on_delete: Literal["Retain", "Delete"] = "Retain"
     """What happens to the files when the object is deleted."""
 
@@ -176,13 +176,22 @@ class Model(ApiModel):
     source: ModelSource
     """Where the weights come from. A change rolls the pods."""
     cache: ModelCache | None = None
-    """A claim shared by all replicas, so that weights are fetched once. Default: every pod fetches its own."""
+    """A claim shared by all replicas, so that weights are fetched once. Default: every pod fetches its own.
+
+    Only for huggingFace and s3. What a branch stood for when it was fetched stays, until a commit is named.
+    """
     verify: Verification | None = None
     """Digests to check. Default: none beyond those the source itself provides."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Default off: model code then comes from the transformers library only."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            field="cache",
+            message="is for weights that are fetched: remove it, or set source to huggingFace or s3",
+            cel="!has(self.cache) || has(self.source.huggingFace) || has(self.source.s3)",
+            holds=lambda self: self.cache is None or self.source.hugging_face is not None or self.source.s3 is not None,
+        ),
         Rule(
             field="name",
             message="cannot be changed: clients use it in URLs and requests. Create another object for another name",

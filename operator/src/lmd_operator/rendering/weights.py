@@ -62,6 +62,7 @@ def order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
         "source": {"kind": "directory", "path": into} if remote is None else _told(remote),
         "into": into,
         "sha256": dict(verify.sha256) if verify else {},
+        "refresh": deployment.spec.model.cache is None,
         "remote_code": deployment.spec.model.trust_remote_code,
     }
 

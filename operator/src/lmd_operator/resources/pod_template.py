@@ -191,6 +191,9 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     elif (image := deployment.spec.model.source.image) is not None:
         mounted = V1ImageVolumeSource(reference=image.reference, pull_policy=image.pull_policy)
         volumes.append(V1Volume(name="weights", image=mounted))
+    elif (cache := deployment.spec.model.cache) is not None:
+        shared = V1PersistentVolumeClaimVolumeSource(claim_name=cache.claim_name)
+        volumes.append(V1Volume(name="weights", persistent_volume_claim=shared))
     elif remote_source(deployment) is not None:
         volumes.append(V1Volume(name="weights", empty_dir=V1EmptyDirVolumeSource()))
     return volumes

@@ -56,7 +56,7 @@ _EXIT_CODES = {
 }
 """Process 1 is the JVM; 70 and 71 are those of ranks (`lmd_worker.watch`), which end it by the liveness probe (143)."""
 _SCHEDULING = (
-    ("persistentvolumeclaim", "create or repair the claim that spec.model.source names"),
+    ("persistentvolumeclaim", "create or repair the claim that spec.model.source or spec.model.cache names"),
     ("insufficient", "free or add that resource, or ask for less by spec.replicas, spec.parallelism.tensor or spec.template.resources"),
     ("taint", "add the toleration to spec.template.tolerations, or free an untainted node"),
     ("affinity", "correct spec.template.nodeSelector or spec.template.affinity, or label a node"),

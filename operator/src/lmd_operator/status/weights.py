@@ -15,6 +15,8 @@ from lmd_operator.observed import FetchState, PodState, Progress
 from lmd_operator.status.refusals import clause
 
 FETCHING = "FetchingWeights"
+WAITING = "waiting for another fetch of the same model"
+"""What a fetch says while another one holds the lock of its directory; the worker's own words."""
 FAILED = "FetchFailed"
 FAILURES = (
     "TokenMissing",
@@ -106,6 +108,8 @@ def _done(pod: PodState) -> WeightsStatus:
 
 def _words(progress: Progress | None, restarts: int) -> str:
     again = f" after {restarts} tries that failed" if restarts else ""
+    if progress is not None and progress.state == WAITING:
+        return f"another replica fetches the weights into the shared claim, and this one waits{again}"
     if progress is None or not progress.total:
         return f"the weights are being fetched{again}"
     percent = min(_PERCENT * progress.bytes // progress.total, _PERCENT)

@@ -34,6 +34,8 @@ from lmd_worker.weights.remote import InterruptedReadError, Patience, Remote, St
 from lmd_worker.weights.source import HUB_TOKEN, DirectorySource, HubSource, Order, S3Source
 
 CONNECTIONS = 8
+WAITING = "waiting for another fetch of the same model"
+"""What is said while another pod fills the same directory; the operator knows these words."""
 SPACE_MARGIN_BYTES = 64 * 2**20
 DEFAULT_SOURCE_FILE = "/etc/lmd/source.json"
 
@@ -83,7 +85,7 @@ def fetch(order: Order, variables: Mapping[str, str], meter: Meter, patience: Pa
     remote = _remote(order.source, variables)
     place = Place(Path(order.into))
     try:
-        with place.locked(lambda: meter.say("waiting for another fetch of the same model")):
+        with place.locked(lambda: meter.say(WAITING)):
             return _Fetch(order, remote, place, meter, patience).run()
     except OSError as error:
         raise _of_the_disk(error, Path(order.into).parent) from error
@@ -110,7 +112,8 @@ class _Fetch:
     def run(self) -> Fetched:
         self._place.clean()
         there = self._what_is_there()
-        if there is not None and isinstance(self._order.source, HubSource) and there.revision == self._order.source.revision:
+        is_pinned = isinstance(self._order.source, HubSource) and there is not None and there.revision == self._order.source.revision
+        if there is not None and (is_pinned or not self._order.refresh):
             return self._fetched(there)
         try:
             found = patiently(self._remote.listing, self._patience, self._stop, self._origin)

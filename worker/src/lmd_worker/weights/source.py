@@ -82,6 +82,9 @@ class Order(_Part):
     source: Annotated[HubSource | S3Source | DirectorySource, Field(discriminator="kind")]
     into: str = Field(pattern=r"^/", description="Absolute model directory; it appears whole or not at all.")
     sha256: dict[str, Digest] = {}
+    refresh: bool = Field(
+        default=True, description="Ask whether a branch has moved; never in a shared cache, where others read what would be replaced."
+    )
     remote_code: bool = Field(default=False, description="Take the model's own Python files too.")
 
 
