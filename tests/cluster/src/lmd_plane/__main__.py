@@ -36,7 +36,7 @@ def main() -> int:
                 Plane.down(options.folder)
                 say(f"nothing of {options.folder} is left")
             case "node":
-                _node(options.folder, options.image, options.packages, say=say)
+                _node(options.folder, options.image, options.name, options.packages, say=say)
             case "nodes":
                 Plane.load(options.folder).add_nodes(options.count)
                 say(f"{options.count} nodes are Ready")
@@ -60,13 +60,13 @@ def _up(folder: Path, nodes: int, *, say: Say) -> None:
     print(f"export PATH={binaries['kubectl'].parent}:$PATH")
 
 
-def _node(folder: Path, image: str, packages: Path | None, *, say: Say) -> None:
+def _node(folder: Path, image: str, name: str, packages: Path | None, *, say: Say) -> None:
     binaries = build(NODE, say=say)
     node = Node.up(Plane.load(folder), binaries, packages)
     say(f"{NODE_NAME} is Ready")
     if image:
-        node.load(image)
-        say(f"{NODE_NAME} has {image}")
+        node.load(image, name)
+        say(f"{NODE_NAME} has {name or image}")
     print(f"nsenter --net=/proc/{node.namespace_pid}/ns/net   # before a command that talks to a Service or a pod")
 
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("nodes", parents=[place], help="have this many fake nodes").add_argument("count", type=int)
     node = commands.add_parser("node", parents=[place], help="add a real node, with an image of buildah's")
     node.add_argument("--image", default="", help="an image it has")
+    node.add_argument("--name", default="", help="what that image is called there")
     node.add_argument("--packages", type=_absolute, help="a folder of Python packages that containers find")
     for name, words in (
         ("pause", "stop a component where it stands"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from lmd_plane.node import traces
+
 MARK = "LMD_PLANE"
 """Environment variable with the plane's folder, inherited by every process of the plane."""
+NODE = "node"
+"""Folder of a real node in that of its plane."""
 END_SECONDS = 20.0
 """What the kernel may take to end a killed process on a busy machine."""
 _POLL_SECONDS = 0.02
@@ -93,12 +96,6 @@ def sweep(folder: Path) -> None:
     """End every process of a plane, also one that is being started just now, and remove its folder."""
     while remaining := marked(folder):
         end(remaining)
-    _unmount_below(folder)
+    if (folder / NODE).exists():
+        traces.undo(folder / NODE)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unmount_below(folder: Path) -> None:
-    """Take away what containers had mounted; inner mounts come later in the list than outer ones."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)

@@ -18,7 +18,7 @@ from lmd_plane import processes
 from lmd_plane.certificates import Authority, kubeconfig
 from lmd_plane.client import eventually
 from lmd_plane.errors import OverdueError, PlaneError
-from lmd_plane.node import config, network, requirements
+from lmd_plane.node import config, network, requirements, traces
 from lmd_plane.node.config import NODE_ADDRESS, NODE_NAME, PAUSE_IMAGE, NodeSite
 from lmd_plane.plane import Plane
 from lmd_plane.processes import Identity
@@ -33,7 +33,7 @@ class Node:
 
     def __init__(self, plane: Plane, binaries: Mapping[str, Path], keeper: Identity) -> None:
         self.plane = plane
-        self.site = NodeSite(plane.site.folder / "node")
+        self.site = NodeSite(plane.site.folder / processes.NODE)
         self._binaries = binaries
         self._keeper = keeper
 
@@ -47,9 +47,10 @@ class Node:
         reason = requirements.missing()
         if reason:
             raise PlaneError(reason)
-        site = NodeSite(plane.site.folder / "node")
+        site = NodeSite(plane.site.folder / processes.NODE)
         for name in ("cni", "logs", "kubelet"):
             site.path(name).mkdir(parents=True)
+        traces.remember(site.folder)
         keeper = processes.start(
             [_program("unshare"), "--net", _program("sh"), "-c", config.namespace_commands()],
             log=site.path("namespace.log"),
@@ -70,9 +71,10 @@ class Node:
         """Do work inside the node's network, where Services and pods can be reached."""
         return network.inside(self._keeper.pid, work)
 
-    def load(self, image: str) -> None:
-        """Bring an image of this machine's buildah to the node, under its plain name and its full one."""
-        name = image if "/" in image.partition(":")[0] else f"docker.io/library/{image}"
+    def load(self, image: str, name: str = "") -> None:
+        """Bring an image of this machine's buildah to the node, under another name if one is given."""
+        name = name or image
+        name = name if "/" in name else f"docker.io/library/{name}"
         push = ["buildah", "push", "--quiet", image, f"docker-archive:/dev/stdout:{name}"]
         with subprocess.Popen(push, stdout=subprocess.PIPE) as pushing:
             self.ctr("images", "import", "--local", "-", given=pushing.stdout)
