@@ -137,8 +137,8 @@ def kube_proxy(access: Path) -> str:
         "clusterCIDR": POD_RANGE,
         "mode": "nftables",
         "conntrack": {"maxPerCore": 0, "min": 0},
-        "healthzBindAddress": "127.0.0.1:0",
-        "metricsBindAddress": "127.0.0.1:0",
+        "healthzBindAddress": "127.0.0.1:10256",
+        "metricsBindAddress": "127.0.0.1:10249",
     }
     return yaml.safe_dump(document)
 
