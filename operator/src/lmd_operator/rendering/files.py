@@ -95,14 +95,18 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     decides who runs, and only what the worker sees can be counted, cancelled or told when to come back.
     """
     engine = deployment.spec.engine
+    is_ours = deployment.spec.handler is None
     config: dict[str, Any] = {
         "minWorkers": 1,
         "maxWorkers": 1,
+        # one by one to our handler, which batches by itself; in TorchServe's own batches to a user's
+        "batchSize": places_in_worker(deployment) if is_ours else engine.concurrency,
+        "maxBatchDelay": 1 if is_ours else CUSTOM_BATCH_DELAY_MILLISECONDS,
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
         "startupTimeout": engine.torch_serve.startup_timeout_seconds,
         "maxRetryTimeoutInSec": 0,
         "jobQueueSize": engine.torch_serve.job_queue_size,
-        **_batching(deployment),
+        **({"continuousBatching": True} if is_ours else {}),
         "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
     }
     if plan.tensor > 1:
@@ -119,14 +123,6 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     if plan.strategy == "DeepSpeed":
         config["deepspeed"] = {"config": DS_CONFIG}
     return config
-
-
-def _batching(deployment: LargeModelDeployment) -> dict[str, Any]:
-    """Return how requests reach the handler: one by one to ours, which batches by itself; in TorchServe's batches to a user's own."""
-    engine = deployment.spec.engine
-    if deployment.spec.handler is not None:
-        return {"batchSize": engine.concurrency, "maxBatchDelay": CUSTOM_BATCH_DELAY_MILLISECONDS}
-    return {"batchSize": places_in_worker(deployment), "maxBatchDelay": 1, "continuousBatching": True}
 
 
 def _custom(deployment: LargeModelDeployment, handler: CustomHandler, layout: Layout) -> dict[str, Any]:
