@@ -28,7 +28,22 @@ test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one o
 test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leadership; long, LMD_LONG=1 is longer still
 	$(BIN)/pytest -n 2 -m "reliability and not cluster"
 
-test-node: $(VENV)/.dev ## Add a real node to it that has the worker's image; needs root
+test-node: $(VENV)/.dev ## Run what needs a real node or the images; root, containerd's helpers, minutes
+	$(BIN)/pytest -m node
+
+bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
+	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
+
+soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
+	LMD_SOAK_SECONDS=1200 $(BIN)/pytest -s -m model tests/local/test_soak.py
+
+bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
+	$(BIN)/python tests/bench/worker_bench.py
+
+cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
+	@$(PLANE) up
+
+node: $(VENV)/.dev ## Add a real node to it that has the worker's image; needs root
 	@images/build-thin
 	@$(PLANE) node --image lmd-worker:thin --name lmd-worker:$(VERSION) --packages $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
