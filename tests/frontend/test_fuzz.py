@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
     return InProcess(tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.model
 @settings(max_examples=2000, deadline=None, suppress_health_check=SLOW_IS_FINE)
 @example(("v1/chat/completions", b'{"messages": [{"role": "user", "content": null}]}'))
 @example(("v1/completions", b'{"prompt": [true]}'))
@@ -70,6 +71,7 @@ def test_any_body_is_answered_or_refused_in_words(server: InProcess, request_: t
     assert server.engine.running == 0, "the engine still holds what nobody asks for"
 
 
+@pytest.mark.model
 def test_the_fuzz_reaches_answers_and_refusals(server: InProcess) -> None:
     """A fuzz that only ever sees refusals would not notice a broken route."""
     seen: dict[str, set[int]] = {}

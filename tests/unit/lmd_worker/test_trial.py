@@ -80,6 +80,7 @@ def cache_for(model, context_tokens=64, concurrency=3):
     return Pages(shape, ALONE.device)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("family", CONTINUOUS)
 def test_families_of_the_attention_interface_compute_what_generate_does(family):
     model = random_model(family, CONTINUOUS[family])
@@ -89,6 +90,7 @@ def test_families_of_the_attention_interface_compute_what_generate_does(family):
     assert cache.used == 0
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("family", STATIC)
 def test_families_that_a_packed_row_breaks_are_found_out(family):
     model = random_model(family, STATIC[family])
@@ -101,6 +103,7 @@ def test_families_that_a_packed_row_breaks_are_found_out(family):
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_of_short_types_is_not_taken_for_a_fault(dtype):
     model = random_model("llama", LLAMA, dtype)
