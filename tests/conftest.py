@@ -12,8 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+
+hypothesis.settings.register_profile("the same every time", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("the same every time")
 
 SMOLLM2 = "smollm2-135m-instruct"
 BAD_MANIFESTS = Path(__file__).parent / "unit" / "lmd_operator" / "bad_manifests.yaml"
