@@ -16,6 +16,8 @@ import hypothesis
 import pytest
 import yaml
 
+from lmd_operator.local.ports import free_ports
+
 hypothesis.settings.register_profile("the same every time", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("the same every time")
 
@@ -65,6 +67,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def free_port() -> int:
+    """A port that is free now."""
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
     """Return what a condition gives once it is true; fail with its name after a generous deadline."""
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from lmd_operator.api.parse import parse  # noqa: E402
 from lmd_operator.cluster.api import Api  # noqa: E402
 from lmd_operator.cluster.connection import Connection  # noqa: E402
 from lmd_operator.cluster.kinds import BY_NAME, CHILDREN, LARGE_MODEL_DEPLOYMENT, POD, SERVICE, Kind  # noqa: E402
+from lmd_operator.local.ports import free_ports  # noqa: E402
 from lmd_operator.names import ANNOTATION_APPLIED  # noqa: E402
 from lmd_operator.resources.desired import desired, document  # noqa: E402
 from lmd_operator.settings import Settings  # noqa: E402
@@ -143,7 +143,7 @@ class Operator:
     """One operator process, in a session of the plane: it ends with it."""
 
     def __init__(self, plane: Plane, namespace: str, log: Path) -> None:
-        self._port = free_port()
+        self._port = free_ports(1)[0]
         settings = {"NAMESPACES": namespace, "LEASE_NAMESPACE": namespace, "HOST": "127.0.0.1", "PORT": str(self._port)}
         environment = os.environ | {f"LMD_OPERATOR_{name}": value for name, value in settings.items()}
         environment |= {"KUBECONFIG": str(plane.kubeconfig), MARK: str(plane.site.folder)}
@@ -192,12 +192,6 @@ def administrator(plane: Plane) -> Connection:
     pki = plane.site.pki
     certificate, key = str(pki / "admin.crt"), str(pki / "admin.key")
     return Connection(plane.site.api_url, ca_file=str(pki / "ca.crt"), certificate_file=certificate, key_file=key)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 async def at_once(works: Iterable[Callable[[], Awaitable[None]]], concurrency: int = CONCURRENCY) -> None:

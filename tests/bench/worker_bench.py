@@ -14,7 +14,6 @@ import math
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from typing import Any
 
 import aiohttp
 import yaml
+
+from lmd_operator.local.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results" / "worker.json"
@@ -130,7 +131,7 @@ def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[int, Fi
 
 
 def transformers_serve(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
-    port = _free_port()
+    port = free_ports(1)[0]
     path = str(models / MODEL)
     cache = ["--cb-block-size", "16", "--cb-num-blocks", str(max(streams) * CONTEXT_TOKENS // 16)]
     command = [str(BIN / "transformers"), "serve", path, "--continuous-batching", *cache, "--device", "cpu", "--dtype", "float32"]
@@ -285,12 +286,6 @@ def _object(ranks: int, concurrency: int) -> dict[str, Any]:
             "accelerator": {"type": "CPU"},
         },
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def table(results: dict[str, dict[int, Figures]]) -> str:

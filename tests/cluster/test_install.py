@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -19,6 +18,8 @@ from lmd_plane.audit import AuditLog, Entry
 from lmd_plane.binaries import build
 from lmd_plane.client import Api, eventually
 from lmd_plane.plane import Cluster
+
+from lmd_operator.local.ports import free_ports
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -151,16 +152,10 @@ def _token_kubeconfig(plane: Cluster, api: Api, namespace: str, file: Path) -> P
     return file
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def _operator(kubeconfig: Path, variables: dict[str, str], log: Path) -> Iterator[int]:
     """Run the operator's process as its pod would, and return the port of its probes once it is ready."""
-    port = _free_port()
+    port = free_ports(1)[0]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LMD_")}
     environment |= variables | {"KUBECONFIG": str(kubeconfig), "LMD_OPERATOR_HOST": "127.0.0.1", "LMD_OPERATOR_PORT": str(port)}
     with log.open("w") as output:

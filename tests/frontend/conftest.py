@@ -7,11 +7,9 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
+from lmd_operator.local.ports import free_ports
+
 MODEL = "echo"
 RANKS = 2
 DEADLINE_SECONDS = 120
-POLL_SECONDS = 0.05
 MODEL_CONFIG = f"""
 minWorkers: 1
 maxWorkers: 1
@@ -150,14 +149,6 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def _write_files(directory: Path, ports: list[int], handler: str) -> None:
     model = directory / "store" / MODEL
     (model / "MAR-INF").mkdir(parents=True)
@@ -176,34 +167,19 @@ def _write_files(directory: Path, ports: list[int], handler: str) -> None:
     (directory / "config" / "config.properties").write_text("\n".join(lines))
 
 
-def _wait(what: str, condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds} s for: {what}")
-        time.sleep(POLL_SECONDS)
-    return value
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., Any]:
-    """Return what a condition gives once it is true; fail with its name after a generous deadline."""
-    return _wait
-
-
 @contextlib.contextmanager
-def _starter(factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+def _starter(factory: pytest.TempPathFactory, wait_until: Callable[..., Any]) -> Iterator[Callable[..., Frontend]]:
     """Start frontends; with `ready` (the default) wait until its probe says so."""
     started: list[Frontend] = []
 
     def begin(*, ready: bool = True, handler: str = "echo_handler", **variables: str) -> Frontend:
         directory = factory.mktemp("f")
-        ports = _free_ports(5)
+        ports = free_ports(5)
         _write_files(directory, ports, handler)
         frontend = Frontend(directory, ports, variables)
         started.append(frontend)
         if ready:
-            _wait("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.command("ready")[0] == 0)
+            wait_until("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.command("ready")[0] == 0)
             assert frontend.ping() == 200, frontend.log.read_text()
             assert set(frontend.ranks()) == set(range(RANKS))
         return frontend
@@ -218,16 +194,16 @@ def _starter(factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend
 
 
 @pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+def start(tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., Any]) -> Iterator[Callable[..., Frontend]]:
     """Start frontends of one test."""
-    with _starter(tmp_path_factory) as begin:
+    with _starter(tmp_path_factory, wait_until) as begin:
         yield begin
 
 
 @pytest.fixture(scope="module")
-def start_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Frontend]]:
+def start_module(tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., Any]) -> Iterator[Callable[..., Frontend]]:
     """Start frontends that the tests of a module share."""
-    with _starter(tmp_path_factory) as begin:
+    with _starter(tmp_path_factory, wait_until) as begin:
         yield begin
 
 

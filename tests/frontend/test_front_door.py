@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 import yaml
 
 from lmd_operator.api.parse import parse
+from lmd_operator.local.ports import free_ports
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import desired
 from lmd_operator.settings import Settings
@@ -88,14 +88,6 @@ def until(what: str, condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited {WAIT_SECONDS} s for: {what}"
         time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 @pytest.fixture

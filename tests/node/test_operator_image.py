@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -44,13 +43,6 @@ def container() -> Iterator[str]:
 def plane() -> Iterator[Plane]:
     with owned(build(PLANE, say=lambda words: print(words, file=sys.__stderr__, flush=True))) as plane:
         yield plane
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_the_operator_s_image_is_small_and_so_is_its_process(container: str, plane: Plane, free_port: int, tmp_path: Path) -> None:
