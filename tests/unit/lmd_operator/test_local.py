@@ -121,7 +121,7 @@ def test_the_janitor_ends_marked_processes_and_removes_the_folder(tmp_path: Path
     folder.mkdir()
     sleeper = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"]
     environment = {**os.environ, janitor.MARK: str(folder)}
-    with janitor.Janitor(folder):
+    with janitor.Janitor(folder, grace_seconds=0.2):
         process = subprocess.Popen(sleeper, env=environment, stdout=subprocess.PIPE, start_new_session=True)
         bystander = subprocess.Popen(sleeper, stdout=subprocess.PIPE, start_new_session=True)
         assert process.stdout is not None

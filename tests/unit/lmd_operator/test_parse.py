@@ -16,7 +16,7 @@ from lmd_operator.errors import InvalidSpecError, LmdError
 
 SECRET = "hunter2SECRET"
 HEAD = {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment"}
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 SCALARS = (
     st.none()
     | st.booleans()

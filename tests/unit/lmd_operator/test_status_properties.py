@@ -79,7 +79,7 @@ SEEN = st.builds(
 )
 PROBLEMS = st.lists(st.builds(Problem, path=st.sampled_from(["", "spec.replicas", "spec.parallelism.tensor"]), message=WORDS), max_size=3)
 STEPS = st.lists(st.tuples(st.sampled_from(OWNERS), SEEN, st.none() | PROBLEMS), min_size=1, max_size=4)
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 Kstatus = Callable[[Mapping[str, Any]], str]
 
 

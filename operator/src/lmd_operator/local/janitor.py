@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -21,17 +22,18 @@ MARK = "LMD_LOCAL_RUN"
 """Environment variable with the run's folder, inherited by every process of the run."""
 GRACE_SECONDS = 8.0
 """What processes may take to end by themselves before they are killed."""
+POLL_SECONDS = 0.05
 
 
 class Janitor:
     """A running janitor for one folder; leaving the context cleans up and waits until it is done."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._arguments = [str(folder), str(grace_seconds)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Janitor:
-        command = [sys.executable, "-m", "lmd_operator.local.janitor", str(self._folder)]
+        command = [sys.executable, "-m", "lmd_operator.local.janitor", *self._arguments]
         environment = {key: value for key, value in os.environ.items() if key != MARK}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
         return self
@@ -54,27 +56,38 @@ def marked(folder: str) -> list[psutil.Process]:
     return found
 
 
-def clean(folder: str) -> None:
+def clean(folder: str, grace_seconds: float) -> None:
     """End every process of the run and remove its folder; what is gone already is fine."""
-    remaining = _signal_all(marked(folder), signal.SIGTERM)
-    _signal_all([*remaining, *marked(folder)], signal.SIGKILL)
+    remaining = _signal_all(marked(folder), signal.SIGTERM, grace_seconds)
+    _signal_all([*remaining, *marked(folder)], signal.SIGKILL, grace_seconds)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _signal_all(processes: list[psutil.Process], number: signal.Signals) -> list[psutil.Process]:
+def _signal_all(processes: list[psutil.Process], number: signal.Signals, grace_seconds: float) -> list[psutil.Process]:
     for process in processes:
         try:
             process.send_signal(number)
         except psutil.Error:
             continue
-    return psutil.wait_procs(processes, timeout=GRACE_SECONDS)[1]
+    end = time.monotonic() + grace_seconds
+    while (processes := [process for process in processes if _lives(process)]) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return processes
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Say whether a process still does anything; one that nobody waits for (a zombie) does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def main() -> None:
     """Wait for the run to end, then clean up. Ctrl-C reaches the run, not us: it is another session."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    clean(sys.argv[1])
+    clean(sys.argv[1], float(sys.argv[2]))
 
 
 if __name__ == "__main__":
