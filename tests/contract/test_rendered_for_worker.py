@@ -28,7 +28,6 @@ from lmd_operator.settings import Settings as OperatorSettings
 from lmd_worker import bootstrap, custom, haproxy, mounts, rundir
 from lmd_worker import environment as worker_environment
 from lmd_worker import front_door as worker_front_door
-from lmd_worker import settings as worker_settings
 from lmd_worker.__main__ import COMMANDS
 from lmd_worker.environment import Environment
 from lmd_worker.errors import SettingsError
@@ -185,7 +184,6 @@ def test_both_halves_call_a_variable_the_same(operator: str, worker: str) -> Non
 def test_every_variable_the_worker_reads_is_rendered() -> None:
     """A variable that only one half knows has a default in the pod that nobody chose."""
     read = {value for name, value in vars(worker_environment).items() if name.isupper() and isinstance(value, str)}
-    read |= {worker_settings.RUN_DIRECTORY_ENV, worker_settings.TERMINATION_MESSAGE_ENV}
     assert read == set(VARIABLES.values())
     variables = pod_variables(rendered(EXAMPLES[0]))
     assert read - {worker_environment.API_KEYS_DIRECTORY} <= variables.keys()

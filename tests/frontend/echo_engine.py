@@ -62,6 +62,7 @@ class Bytes:
 class EchoEngine:
     context_tokens = 4096
     vocabulary_size = END + 1
+    capacity = None
 
     def __init__(self, run_directory: Path, *, instant: bool = False) -> None:
         self._news = threading.Condition()

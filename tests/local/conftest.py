@@ -29,8 +29,8 @@ END_SECONDS = 60
 class Serving:
     """One `lmd serve` process; `lines` grows while it speaks."""
 
-    def __init__(self, models: Path, *arguments: str) -> None:
-        command = [str(LMD), "serve", str(EXAMPLE), "--port", "0", "--models", str(models), *arguments]
+    def __init__(self, models: Path, *arguments: str, manifest: Path = EXAMPLE) -> None:
+        command = [str(LMD), "serve", str(manifest), "--port", "0", "--models", str(models), *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
         self.lines: list[str] = []
         self._changed = threading.Condition()
@@ -112,14 +112,20 @@ def start(smollm2: Path) -> Iterator[Callable[..., Serving]]:
     """Start servers; whatever still runs at the end is ended."""
     started: list[Serving] = []
 
-    def run(*arguments: str) -> Serving:
-        serving = Serving(smollm2.parent, *arguments)
+    def run(*arguments: str, manifest: Path = EXAMPLE) -> Serving:
+        serving = Serving(smollm2.parent, *arguments, manifest=manifest)
         started.append(serving)
         return serving
 
     yield run
     for serving in started:
         serving.end()
+
+
+@pytest.fixture(scope="package")
+def example() -> Path:
+    """The manifest that `make serve` serves."""
+    return EXAMPLE
 
 
 @pytest.fixture(scope="package")

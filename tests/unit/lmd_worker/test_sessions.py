@@ -51,6 +51,7 @@ class FakeEngine:
 
     context_tokens = 20
     vocabulary_size = 301
+    capacity: int | None = None
 
     def __init__(self) -> None:
         self.submitted: dict[str, tuple[list[int], Sampling]] = {}
@@ -332,6 +333,16 @@ def test_choices_end_one_by_one_and_the_answer_with_the_last(bench: Bench) -> No
     assert [choice["index"] for choice in first["choices"]] == [0]
     assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
     assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_more_choices_than_there_is_room_for_are_refused_for_good(bench: Bench) -> None:
+    bench.engine.capacity = 3
+    refused = completions(bench, "a", n=4)
+    assert (refused.status, refused.headers) == (400, {})
+    assert parsed(refused)["error"]["message"] == "n: 4 answers are asked for at once; this model takes 3."
+    assert not bench.engine.submitted
+    completions(bench, "b", n=3)
+    assert len(bench.engine.submitted) == 3
 
 
 def test_a_queue_that_is_full_half_way_takes_none_of_the_choices(bench: Bench) -> None:

@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmd_worker import report
+from lmd_worker import environment, report
 from lmd_worker.engine.protocol import Engine
 from lmd_worker.report import RankReport
-from lmd_worker.settings import RUN_DIRECTORY_ENV, Settings
+from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies import chosen
 from lmd_worker.text import Text
@@ -74,7 +74,7 @@ def load(settings: Settings) -> Loaded:
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)
     reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason))
-    if group.rank == 0 and (run_directory := os.environ.get(RUN_DIRECTORY_ENV)):
+    if group.rank == 0 and (run_directory := os.environ.get(environment.RUN_DIRECTORY)):
         report.write(reports, Path(run_directory))
     engine.start()
     return Loaded(rank=group.rank, engine=engine, text=text, reports=reports)

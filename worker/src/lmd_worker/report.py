@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FILE_NAME = "ranks.json"
-"""Under the run directory; written by rank 0 once all ranks have loaded and passed their self-test."""
+from lmd_worker import rundir
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,11 @@ class RankReport:
 
 
 def write(reports: Sequence[RankReport], run_directory: Path) -> None:
-    """Replace the report file at once; readers see the old one or the new one."""
+    """Replace the report at once, when all ranks have loaded and passed their self-test; readers see the old one or the new one."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    temporary = run_directory / f"{FILE_NAME}.new"
+    temporary = run_directory / f"{rundir.RANK_REPORT}.new"
     temporary.write_text(to_json(reports))
-    temporary.replace(run_directory / FILE_NAME)
+    temporary.replace(run_directory / rundir.RANK_REPORT)
 
 
 def to_json(reports: Sequence[RankReport]) -> str:

@@ -154,6 +154,7 @@ class Sessions:
 
     def _submit(self, request_id: str, generation: Generation, reply: Reply) -> Session:
         """Queue every choice of a request, or none of them."""
+        self._check_number(generation)
         constraint = self._constraints(generation)
         encoded = [prompts.tokens(prompt, self._text, self._engine.vocabulary_size) for prompt in generation.prompts]
         most = [self._max_tokens(generation, len(tokens)) for tokens in encoded]
@@ -171,6 +172,13 @@ class Sessions:
                 self._engine.cancel(choice.engine_id)
             raise
         return Session(reply, choices, prompt_tokens=sum(map(len, encoded)), streamed=generation.stream)
+
+    def _check_number(self, generation: Generation) -> None:
+        """Refuse more answers to one request than there will ever be room for; a later try would not help."""
+        wanted, room = len(generation.prompts) * generation.choices, self._engine.capacity
+        if room is not None and wanted > room:
+            parameter = "n" if generation.choices > 1 else "prompt"
+            raise BadRequestError(f"{parameter}: {wanted} answers are asked for at once; this model takes {room}.", param=parameter)
 
     def _choice(self, number: int, engine_id: str, generation: Generation, prompt: Prompt, tokens: Sequence[int]) -> Choice:
         """Return an empty answer. One to a chat begins a text of its own; any other goes on with the prompt's."""

@@ -20,11 +20,6 @@ Strategy = Literal["DeepSpeed", "None"]
 DataType = Literal["bfloat16", "float16", "float32"]
 Scheduler = Literal["Continuous", "Static"]
 
-RUN_DIRECTORY_ENV = "LMD_RUN_DIR"
-"""Where a pod's processes leave what the probes, the drain and the status read; memory or disk of the pod."""
-TERMINATION_MESSAGE_ENV = "LMD_TERMINATION_MESSAGE_PATH"
-"""The file whose text Kubernetes shows as the container's last words."""
-
 
 class HandlerSection(BaseModel):
     """The `handler:` section of model-config.yaml; every key is rendered by the operator."""
@@ -98,7 +93,8 @@ class Settings(BaseModel):
         )
 
 
-def _check_deepspeed(path: Path | None, degree: int) -> None:
+def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
+    """Return ds-config.json as it is. Raises `SettingsError` when it is missing or no JSON object."""
     if path is None:
         raise SettingsError(
             "model-config.yaml: deepspeed.config is missing; the DeepSpeed strategy is driven by ds-config.json and nothing else."
@@ -107,7 +103,13 @@ def _check_deepspeed(path: Path | None, degree: int) -> None:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SettingsError(f"reading {path}: {error}. Mount the rendered ds-config.json beside model-config.yaml.") from error
-    tp_size = document.get("tensor_parallel", {}).get("tp_size")
+    if not isinstance(document, dict) or not isinstance(document.get("tensor_parallel", {}), dict):
+        raise SettingsError(f"{path}: the document and its tensor_parallel must be JSON objects. Mount the rendered ds-config.json.")
+    return document
+
+
+def _check_deepspeed(path: Path | None, degree: int) -> None:
+    tp_size = read_deepspeed_config(path).get("tensor_parallel", {}).get("tp_size")
     if tp_size != degree:
         raise SettingsError(
             f"ds-config.json: tensor_parallel.tp_size is {tp_size}, but model-config.yaml starts {degree} ranks (torchrun.nproc-per-node). "

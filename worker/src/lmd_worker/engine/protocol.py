@@ -112,6 +112,11 @@ class Engine(Protocol):
         """Token ids are in range(vocabulary_size)."""
         ...
 
+    @property
+    def capacity(self) -> int | None:
+        """The most requests that may be open at a time, running and waiting; None where there is no limit."""
+        ...
+
     def start(self) -> None:
         """Begin to run on this rank; returns at once."""
         ...

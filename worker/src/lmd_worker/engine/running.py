@@ -46,7 +46,8 @@ class RunningEngine(ABC):
         self._vocabulary_size = vocabulary_size
         self._concurrency = concurrency
         self._stall_timeout_seconds = stall_timeout_seconds
-        self._ledger = Ledger(None if queue_size is None else concurrency + queue_size)
+        self._capacity = None if queue_size is None else concurrency + queue_size
+        self._ledger = Ledger(self._capacity)
         self._end: str | None = None
         self._last_turn: float | None = None
         self._turns = 0
@@ -62,6 +63,11 @@ class RunningEngine(ABC):
     def vocabulary_size(self) -> int:
         """Token ids are in range(vocabulary_size)."""
         return self._vocabulary_size
+
+    @property
+    def capacity(self) -> int | None:
+        """The most requests that may be open at a time, running and waiting; None where there is no limit."""
+        return self._capacity
 
     def start(self) -> None:
         """Begin to run on this rank; returns at once."""

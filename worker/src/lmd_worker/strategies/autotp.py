@@ -8,14 +8,13 @@ time, crashes under plain torchrun, ignores process groups and leaves 66 MiB a r
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from lmd_worker.errors import ModelRefusedError, RankError, SettingsError
-from lmd_worker.settings import Settings
+from lmd_worker.settings import Settings, read_deepspeed_config
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies import families
 from lmd_worker.strategies.reading import read_model
@@ -40,7 +39,7 @@ def guard(shape: ModelShape, settings: Settings) -> None:
     Raises `ModelRefusedError` for the model and `SettingsError` for ds-config.json, each saying what would work.
     """
     guard_causal(shape)
-    _guard_document(read_config(settings), settings)
+    _guard_document(read_deepspeed_config(settings.deepspeed_config), settings)
     if shape.quantization is not None:
         raise ModelRefusedError(
             f"the model is quantized ({shape.quantization}: quantization_config in config.json), and AutoTP cuts only plain weights. "
@@ -48,20 +47,6 @@ def guard(shape: ModelShape, settings: Settings) -> None:
         )
     families.guard_family(shape)
     families.guard_degree(shape, settings.tensor)
-
-
-def read_config(settings: Settings) -> dict[str, Any]:
-    """Return ds-config.json as it is. Raises `SettingsError` when it is missing or no JSON object."""
-    path = settings.deepspeed_config
-    if path is None:
-        raise SettingsError("model-config.yaml: deepspeed.config is missing; the DeepSpeed strategy is driven by ds-config.json alone.")
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"reading {path}: {error}. Mount the rendered ds-config.json beside model-config.yaml.") from error
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path} is not a JSON object. Mount the rendered ds-config.json beside model-config.yaml.")
-    return document
 
 
 def load(settings: Settings, group: Group) -> Any:
@@ -73,12 +58,12 @@ def load(settings: Settings, group: Group) -> Any:
     with contextlib.redirect_stdout(sys.stderr):  # AutoTP and DeepSpeed's logger print on stdout, which belongs to the launcher
         model = read_model(settings)
         group.barrier()  # disks differ; what follows has collectives
-        return _cut(model, read_config(settings), group)
+        return _cut(model, read_deepspeed_config(settings.deepspeed_config), group)
 
 
 def largest_part(shape: ModelShape, settings: Settings) -> float:
     """Return the largest rank's part of what ds-config.json asks to cut, at most 1."""
-    grain = read_config(settings).get("tensor_parallel", {}).get("tp_grain_size", _DEFAULT_GRAIN)
+    grain = read_deepspeed_config(settings.deepspeed_config).get("tensor_parallel", {}).get("tp_grain_size", _DEFAULT_GRAIN)
     return families.largest_part(shape, settings.tensor, grain)
 
 

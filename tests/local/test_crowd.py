@@ -1,0 +1,125 @@
+"""64 clients at once among others that talk nonsense or leave: each gets, token for token, what one process gives it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+pytestmark = pytest.mark.model
+
+WORDS = ("sea", "king", "stone", "once", "seven", "light", "house", "river", "north", "apple")
+GOOD, BAD, LEAVING = 64, 22, 22
+"""A fifth of all are invalid, and a fifth leave."""
+SEEDED = 12
+INVALID = (
+    {"prompt": ""},
+    {"prompt": 5},
+    {"prompt": "x", "max_tokens": -1},
+    {"prompt": "x", "temperature": "hot"},
+    {"prompt": "word " * 5000},
+    {"promt": "x"},
+    {"prompt": "x", "n": 0},
+)
+
+
+def greedy_requests() -> list[dict[str, Any]]:
+    """Prompts of 1 to 80 words, answers of 1 to 24 tokens."""
+    chance = random.Random(3)
+    return [
+        {"prompt": " ".join(chance.choices(WORDS, k=chance.randint(1, 80))), "max_tokens": chance.randint(1, 24), "temperature": 0}
+        for _ in range(GOOD - SEEDED)
+    ]
+
+
+def seeded_requests() -> list[dict[str, Any]]:
+    return [{"prompt": "Once upon a time", "max_tokens": 16, "temperature": 1.2, "seed": seed} for seed in range(SEEDED)]
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2: Path) -> list[tuple[str, int]]:
+    """Each greedy request's text and number of tokens, by plain transformers, one at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    answers = []
+    for request in greedy_requests():
+        inputs = tokenizer(request["prompt"], return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=request["max_tokens"], do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        tokens = out[0, inputs["input_ids"].shape[1] :]
+        answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)))
+    return answers
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda ranks: f"{ranks} ranks")
+def crowded(
+    request: pytest.FixtureRequest, start: Callable[..., Any], example: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A server of so many ranks; that of the example is the one other tests use too."""
+    if request.param == 3:
+        yield request.getfixturevalue("server")
+        return
+    manifest = yaml.safe_load(example.read_text())
+    manifest["spec"]["parallelism"] = {"strategy": "None" if request.param == 1 else "DeepSpeed", "tensor": request.param}
+    path = tmp_path_factory.mktemp("crowd") / "manifest.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    serving = start(manifest=path)
+    serving.wait_for("serving")
+    yield serving
+    serving.end()
+
+
+async def ask(session: aiohttp.ClientSession, request: dict[str, Any]) -> tuple[str, int]:
+    async with session.post("/v1/completions", json={"model": "smollm2", **request}) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+
+
+async def ask_badly(session: aiohttp.ClientSession, request: dict[str, Any]) -> int:
+    async with session.post("/v1/completions", json={"model": "smollm2", **request}) as response:
+        assert (await response.json(content_type=None))["error"]["message"]
+        return response.status
+
+
+async def leave(session: aiohttp.ClientSession, pieces: int) -> None:
+    """Ask for a long stream and close the connection after some pieces of it."""
+    body = {"model": "smollm2", "prompt": "Count to a million: 1, 2,", "max_tokens": 900, "stream": True}
+    async with session.post("/v1/completions", json=body) as response:
+        for _ in range(pieces):
+            assert await response.content.readany()
+        response.close()
+
+
+async def crowd(port: int) -> tuple[list[tuple[str, int]], list[int], list[tuple[str, int]]]:
+    """All at once, in random order; then the seeded ones again, one by one."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, timeout=timeout) as session:
+        good = [ask(session, request) for request in [*greedy_requests(), *seeded_requests()]]
+        bad = [ask_badly(session, INVALID[number % len(INVALID)]) for number in range(BAD)]
+        leaving = [leave(session, number % 4) for number in range(LEAVING)]
+        order = list(range(len(good) + len(bad) + len(leaving)))
+        random.Random(7).shuffle(order)
+        work = [*good, *bad, *leaving]
+        tasks = {index: asyncio.ensure_future(work[index]) for index in order}
+        results: list[Any] = await asyncio.gather(*(tasks[index] for index in range(len(work))))
+        alone = [await ask(session, request) for request in seeded_requests()]
+    return results[: len(good)], results[len(good) : len(good) + len(bad)], alone
+
+
+def test_each_of_a_crowd_gets_what_it_would_get_alone(crowded: Any, expected: list[tuple[str, int]]) -> None:
+    answers, refusals, alone = asyncio.run(crowd(crowded.port))
+    assert answers[: len(expected)] == expected
+    assert answers[len(expected) :] == alone, "a seed's answer does not depend on its neighbours"
+    assert len({text for text, _ in alone}) > SEEDED // 2
+    assert set(refusals) == {400}
