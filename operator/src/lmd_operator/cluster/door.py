@@ -64,7 +64,7 @@ class Child:
             name=metadata["name"],
             owner=metadata["labels"][LABEL_DEPLOYMENT],
             signature=signature,
-            content=zlib.compress(content),
+            content=zlib.compress(content, level=1),
         )
 
     def sent(self) -> bytes:

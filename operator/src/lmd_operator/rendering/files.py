@@ -206,4 +206,9 @@ def _json(value: object) -> str:
 
 
 def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, sort_keys=False, default_flow_style=False)
+    """Return YAML by libyaml, which takes a tenth of the time of PyYAML's own emitter and folds long quoted texts elsewhere.
+
+    There is no falling back to the other one: the text is part of the revision.
+    """
+    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=False)
+    return text
