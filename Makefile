@@ -9,7 +9,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-node test-reliability soak bench-operator bench-worker cluster cluster-down node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker cluster cluster-down node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -19,11 +19,14 @@ serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up u
 
 test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest -m model
+	$(BIN)/pytest -m "model and not long"
 	$(MAKE) --no-print-directory test-cluster
 
 test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one of each kind of fault
 	$(BIN)/pytest -n 2 -m cluster
+
+test-long: $(VENV)/.dev ## Run the variants of model tests that shorter ones stand for in `test`
+	$(BIN)/pytest -m long
 
 test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leadership; long, LMD_LONG=1 is longer still
 	$(BIN)/pytest -n 2 -m "reliability and not cluster"
@@ -93,7 +96,7 @@ $(VENV)/.bootstrap: requirements/bootstrap.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	touch $@
 
-INSTALL = DS_BUILD_OPS=0 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-build-isolation
+INSTALL = DS_BUILD_OPS=0 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-build-isolation --compile-bytecode
 
 $(VENV)/.serve: $(VENV)/.bootstrap requirements/serve.txt pyproject.toml
 	@echo "installing the pinned requirements into $(VENV) (about 5 GB, most of it PyTorch)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +25,13 @@ EXAMPLE = REPOSITORY / "crds" / "examples" / "smollm2.yaml"
 LMD = Path(sys.executable).with_name("lmd")
 START_SECONDS = 300
 END_SECONDS = 60
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Return a process' command line, an empty one once it has ended: probes come and go all the time."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 class Serving:
@@ -68,12 +76,12 @@ class Serving:
 
     def folder(self) -> str:
         """Return the run's folder, by the mark on its processes."""
-        (worker,) = [child for child in self._children() if "org.pytorch.serve.ModelServer" in child.cmdline()]
+        (worker,) = [child for child in self._children() if "org.pytorch.serve.ModelServer" in command_line(child)]
         return worker.environ()[MARK]
 
     def ranks(self) -> list[psutil.Process]:
         """Return the rank processes, by rank."""
-        found = [child for child in self._children() if any("model_service_worker.py" in part for part in child.cmdline())]
+        found = [child for child in self._children() if any("model_service_worker.py" in part for part in command_line(child))]
         return sorted((child for child in found if "RANK" in child.environ()), key=lambda child: int(child.environ()["RANK"]))
 
     def everything(self) -> list[psutil.Process]:

@@ -60,7 +60,11 @@ def expected(smollm2: Path) -> list[tuple[str, int]]:
     return answers
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda ranks: f"{ranks} ranks")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3],
+    ids=lambda ranks: f"{ranks} ranks",
+)
 def crowded(
     request: pytest.FixtureRequest, start: Callable[..., Any], example: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:

@@ -188,7 +188,7 @@ def test_bad_input_beside_good_requests_fails_only_itself(server: Any) -> None:
     assert {name: status for name, status in results.items() if name.startswith("bad")} == {f"bad {n}": 400 for n in range(4)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL])
 def test_stopping_it_leaves_no_process_socket_or_file(start: Start, assert_nothing_left: NothingLeft, number: signal.Signals) -> None:
     serving = start()
     serving.wait_for("serving")
@@ -199,7 +199,7 @@ def test_stopping_it_leaves_no_process_socket_or_file(start: Start, assert_nothi
     assert_nothing_left(processes, folder)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_killed_rank_ends_the_server_and_every_client(start: Start, assert_nothing_left: NothingLeft, rank: int) -> None:
     """Kill -9 while a client streams: the client gets an end or an error, nothing hangs, and the end says why."""
     serving = start()

@@ -16,27 +16,26 @@ LONG = [[{"id": "a", "prompt": [5, 6, 7], "sampling": {"max_tokens": 8000}}]]
 
 @pytest.fixture
 def running(tiny_llama, write_scenario, ranks, scheduler):
-    """Three ranks in the middle of a long answer; a collective waits at most 5 s."""
+    """Two ranks in the middle of a long answer; a collective waits at most 5 s."""
     handler = {"collective_timeout_seconds": 5, "scheduler": scheduler}
-    ranks.start("watch", write_scenario(tiny_llama, 3, handler=handler, waves=LONG), 3)
-    for rank in range(3):
+    ranks.start("watch", write_scenario(tiny_llama, 2, handler=handler, waves=LONG), 2)
+    for rank in range(2):
         ranks.words("running", rank)
     return ranks
 
 
-@pytest.mark.parametrize(("scheduler", "victim"), [("Continuous", 0), ("Continuous", 2), ("Static", 2)])
-def test_a_killed_rank_is_the_failure_of_all_others(running, victim):
+@pytest.mark.parametrize(("scheduler", "victim"), [("Continuous", 0), ("Continuous", 1), ("Static", 1)])
+def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     running.processes[victim].kill()
-    for rank in {0, 1, 2} - {victim}:
-        assert running.words("failed", rank).startswith(f"Rank {rank}: the engine failed: ")
+    other = 1 - victim
+    assert running.words("failed", other).startswith(f"Rank {other}: the engine failed: ")
 
 
 @pytest.mark.parametrize("scheduler", ["Continuous"])
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running):
     """DeepSpeed's own group would wait for half an hour."""
     os.kill(running.processes[1].pid, signal.SIGSTOP)
-    for rank in (0, 2):
-        assert running.words("failed", rank).startswith(f"Rank {rank}: the engine failed: ")
+    assert running.words("failed", 0).startswith("Rank 0: the engine failed: ")
 
 
 def test_one_ranks_failed_self_test_is_every_ranks_refusal(tiny_llama, write_scenario, ranks):

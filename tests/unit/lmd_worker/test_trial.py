@@ -82,7 +82,7 @@ def cache_for(model, context_tokens=64, concurrency=3):
 
 @pytest.mark.model
 @pytest.mark.parametrize("family", CONTINUOUS)
-def test_families_of_the_attention_interface_compute_what_generate_does(family):
+def test_families_of_the_attention_interface_compute_what_the_plain_model_does(family):
     model = random_model(family, CONTINUOUS[family])
     cache = cache_for(model)
     assert trial.objection(model.config) == ""
@@ -114,8 +114,8 @@ def test_rounding_of_short_types_is_not_taken_for_a_fault(dtype):
     ("fault", "words"),
     [
         (lambda arguments: arguments.update(sliding_window=5), "of a prompt of"),
-        (lambda arguments: arguments.update(scaling=0.2), "scores otherwise than with generate"),
-        (lambda arguments: arguments["paged_layout"].written.fill_(64), "scores otherwise than with generate"),
+        (lambda arguments: arguments.update(scaling=0.2), "scores otherwise than alone"),
+        (lambda arguments: arguments["paged_layout"].written.fill_(64), "scores otherwise than alone"),
     ],
     ids=["sees too little", "scales wrongly", "writes to a wrong place"],
 )
