@@ -53,23 +53,24 @@ class App:
         self._settings = settings
         self.metrics = Metrics()
         self._session = connection.session(f"lmd-operator/{VERSION}")
-        self._api = Api(connection, self._session, self.metrics.count_request, lambda: self._leadership.is_leader)
+        self._watches = connection.session(f"lmd-operator/{VERSION}", limit=0)
+        self.api = Api(connection, self._session, self.metrics.count_request, lambda: self._leadership.is_leader, watches=self._watches)
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self.parents = Parents(self.queue.add)
         self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
         self._reflectors = [
-            Reflector(self._api, cache, namespace, LABEL_DEPLOYMENT, time.monotonic)
+            Reflector(self.api, cache, namespace, LABEL_DEPLOYMENT, time.monotonic)
             for cache in self._caches.values()
             for namespace in settings.watched_namespaces
         ]
         self._progress = ProgressReader()
-        self._door = Door(self._api, self._caches)
+        self._door = Door(self.api, self._caches)
         self._reconciler = Reconciler(
-            self._api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._progress.read
+            self.api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._progress.read
         )
-        self._announcer = Announcer(self._api, settings.own_identity, utc_now)
+        self._announcer = Announcer(self.api, settings.own_identity, utc_now)
         self._leadership = Leadership(
-            self._api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
+            self.api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
         )
         self._health = Health(self.metrics, self.queue, self._reflectors)
         self.metrics.tell_of(self._statuses)
@@ -97,6 +98,7 @@ class App:
             await self._runner.cleanup()
         await self._progress.close()
         await self._session.close()
+        await self._watches.close()
 
     def check_for_ghosts_soon(self) -> None:
         """Have the list of our objects checked: events may have been missed."""
@@ -202,7 +204,7 @@ class App:
         """List our objects and forget those that are not there any more."""
         known = {key: parent.uid for key in self.parents if (parent := self.parents.get(key)) is not None}
         for namespace in self._settings.watched_namespaces:
-            documents, _ = await self._api.list(LARGE_MODEL_DEPLOYMENT, namespace, "")
+            documents, _ = await self.api.list(LARGE_MODEL_DEPLOYMENT, namespace, "")
             present = {(item["metadata"]["namespace"], item["metadata"]["name"]): item["metadata"]["uid"] for item in documents}
             for key, uid in known.items():
                 if namespace in (None, key[0]) and present.get(key) != uid:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
+from pydantic_core import from_json, to_json
 
 from lmd_operator.cluster.connection import Connection
 from lmd_operator.cluster.errors import ApiError
@@ -27,14 +27,23 @@ WATCH_SILENCE_SECONDS = 150.0
 
 
 class Api:
-    """One API server, spoken to over one session."""
+    """One API server, spoken to over a session for requests and, as watches keep their connections, another one for those."""
 
     def __init__(
-        self, connection: Connection, session: aiohttp.ClientSession, count: Count, may_write: Callable[[], bool] = lambda: True
+        self,
+        connection: Connection,
+        session: aiohttp.ClientSession,
+        count: Count,
+        may_write: Callable[[], bool] = lambda: True,
+        watches: aiohttp.ClientSession | None = None,
     ) -> None:
-        """`may_write` is asked before each write but those of the lease: a process that was paused must not go on as if it led."""
+        """`watches` is the session of watches, by default the same.
+
+        `may_write` is asked before each write but those of the lease: a process that was paused must not go on as if it led.
+        """
         self._connection = connection
         self._session = session
+        self._watches = watches or session
         self._count = count
         self._may_write = may_write
 
@@ -53,7 +62,7 @@ class Api:
         Force is right for a controller: it is the one source of its fields, and a conflict would only be retried.
         """
         metadata = document["metadata"]
-        content = json.dumps(document).encode()
+        content = to_json(document)
         return await self.apply_content(kind, metadata["namespace"], metadata["name"], content, manager=manager, subresource=subresource)
 
     async def apply_content(
@@ -117,14 +126,14 @@ class Api:
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=WATCH_SILENCE_SECONDS)
         try:
-            async with self._session.get(
+            async with self._watches.get(
                 kind.path(namespace), params=parameters, timeout=timeout, headers=self._connection.headers()
             ) as response:
                 self._count("watch", kind.plural, response.status)
                 if response.status != 200:
                     raise ApiError.from_answer(doing, response.status, await response.read(), response.headers.get("Retry-After"))
                 async for line in _lines(response.content):
-                    event = json.loads(line)
+                    event = from_json(line)
                     if event["type"] == "ERROR":
                         status = event["object"]
                         raise ApiError(doing, int(status.get("code", 500)), status.get("message", ""), status.get("reason", ""))
@@ -149,14 +158,14 @@ class Api:
         try:
             headers = self._connection.headers()
             if body is not None:
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                data = body if isinstance(body, bytes) else to_json(body)
                 headers["Content-Type"] = content_type
             async with self._session.request(method, path, params=parameters, data=data, headers=headers) as response:
                 content = await response.read()
                 self._count(verb, kind.plural, response.status)
                 if response.status >= 300:
                     raise ApiError.from_answer(doing, response.status, content, response.headers.get("Retry-After"))
-                answer: Document = json.loads(content)
+                answer: Document = from_json(content)
                 return answer
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self._count(verb, kind.plural, 0)

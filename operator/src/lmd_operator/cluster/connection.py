@@ -20,8 +20,8 @@ SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/toke
 SERVICE_ACCOUNT_NAMESPACE = SERVICE_ACCOUNT_TOKEN.with_name("namespace")
 CONNECT_TIMEOUT_SECONDS = 5.0
 REQUEST_TIMEOUT_SECONDS = 30.0
-CONNECTION_LIMIT = 64
-"""Open connections at most; watches take one each."""
+CONNECTION_LIMIT = 32
+"""Open connections for requests at most; each costs about 100 KiB for TLS. Watches have connections of their own."""
 
 
 class NoClusterError(LmdError):
@@ -52,9 +52,9 @@ class Connection:
         """Return the token that is valid now, None with a client certificate."""
         return self.token_file.read_text().strip() if self.token_file is not None else self.token
 
-    def session(self, user_agent: str) -> aiohttp.ClientSession:
-        """Open a session; the caller closes it."""
-        connector = aiohttp.TCPConnector(ssl=self._tls(), limit=CONNECTION_LIMIT)
+    def session(self, user_agent: str, limit: int = CONNECTION_LIMIT) -> aiohttp.ClientSession:
+        """Open a session of so many connections, 0 for any number; the caller closes it."""
+        connector = aiohttp.TCPConnector(ssl=self._tls(), limit=limit)
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS)
         return aiohttp.ClientSession(self.server, connector=connector, timeout=timeout, headers={"User-Agent": user_agent})
 

@@ -7,11 +7,12 @@ sent. A name that belongs to somebody else is never touched. The answer to a wri
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic_core import from_json, to_json
 
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
@@ -54,10 +55,10 @@ class Child:
     @classmethod
     def of(cls, document: Document) -> Child:
         """Sign a document with its own hash as an annotation: a field that is no longer sent changes it too."""
-        signature = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=12).hexdigest()
+        signature = hashlib.blake2b(to_json(document), digest_size=12).hexdigest()
         metadata = document["metadata"]
         annotations = {**metadata.get("annotations", {}), ANNOTATION_APPLIED: signature}
-        content = json.dumps({**document, "metadata": {**metadata, "annotations": annotations}}).encode()
+        content = to_json({**document, "metadata": {**metadata, "annotations": annotations}})
         return cls(
             kind=BY_NAME[document["kind"]],
             namespace=metadata["namespace"],
@@ -123,7 +124,7 @@ class Door:
         now = _Settled(child.signature, known.digest)
         if self._settled.get(key) == now:
             return True
-        if not covers(known.owned_fields(), owned_fields(json.loads(child.sent()))):
+        if not covers(known.owned_fields(), owned_fields(from_json(child.sent()))):
             return False
         self._settled[key] = now
         return True

@@ -6,13 +6,13 @@ watch's own news of it are older then, and ignored. So it is here that a change 
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from lmd_operator.api.status import Status
 from lmd_operator.cluster.records import version_number
@@ -36,7 +36,7 @@ class Parent:
 
     def document(self) -> dict[str, Any]:
         """Return the object as far as we read it."""
-        document: dict[str, Any] = json.loads(zlib.decompress(self.content))
+        document: dict[str, Any] = from_json(zlib.decompress(self.content))
         return document
 
 
@@ -95,7 +95,7 @@ def _parent(document: dict[str, Any]) -> Parent:
         version=version_number(metadata["resourceVersion"]),
         generation=metadata.get("generation", 0),
         is_going=bool(metadata.get("deletionTimestamp")),
-        content=zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 6),
+        content=zlib.compress(to_json(content), level=1),
         status=_status(document.get("status")),
     )
 

@@ -1,16 +1,18 @@
 """Objects as caches keep them: identity, ownership, and what a reconcile needs to know, nothing else.
 
-Of a child the parts we could own are kept as compressed canonical JSON, so that drift can be told from what we sent
-without keeping whole trees of Python objects; of a pod and a Deployment, the parts of the status that a user is told about.
+Of a child the parts we could own are kept as compressed JSON, in the API server's own order, so that drift can be told from
+what we sent without keeping whole trees of Python objects; of a pod and a Deployment, the parts of the status that a user is
+told about.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from lmd_operator.cluster.kinds import POD, Kind
 from lmd_operator.names import LABEL_DEPLOYMENT
@@ -44,7 +46,7 @@ class Record:
 
     def owned_fields(self) -> Document:
         """Return the fields of the live object that a manifest can set."""
-        fields: Document = json.loads(zlib.decompress(self.content)) if self.content else {}
+        fields: Document = from_json(zlib.decompress(self.content)) if self.content else {}
         return fields
 
 
@@ -53,9 +55,9 @@ def record(kind: Kind, document: Document, known: Record | None = None) -> Recor
     metadata = document["metadata"]
     labels = metadata.get("labels") or {}
     controller: Document = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
-    content = b"" if kind is POD else json.dumps(owned_fields(document), sort_keys=True, separators=(",", ":")).encode()
+    content = b"" if kind is POD else to_json(owned_fields(document))
     digest = hashlib.blake2b(content, digest_size=12).digest()
-    compressed = known.content if known is not None and known.digest == digest else zlib.compress(content, 6) if content else b""
+    compressed = known.content if known is not None and known.digest == digest else zlib.compress(content, level=1) if content else b""
     return Record(
         kind=kind,
         namespace=metadata["namespace"],
