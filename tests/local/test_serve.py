@@ -55,6 +55,7 @@ def reference(model: Path, prompt: str, length: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # ranks of the server compute beside this
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer(prompt, return_tensors="pt")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

@@ -65,8 +65,12 @@ WAVES = [
 
 @pytest.fixture(
     scope="module",
-    params=[(1, "Continuous"), (2, "Continuous"), (3, "Continuous"), (2, "Static")],
-    ids=lambda param: f"{param[0]}-{param[1]}",
+    params=[
+        pytest.param((1, "Continuous"), id="1-Continuous", marks=pytest.mark.long),
+        pytest.param((2, "Continuous"), id="2-Continuous"),
+        pytest.param((3, "Continuous"), id="3-Continuous"),
+        pytest.param((2, "Static"), id="2-Static", marks=pytest.mark.long),
+    ],
 )
 def case(request):
     return request.param

@@ -213,6 +213,15 @@ def test_a_pod_has_ended_by_its_phase(phase: str | None, is_ended: bool) -> None
     assert pod_state({"metadata": {"name": "a"}, "status": {"phase": phase, "reason": "Evicted"}}).is_ended is is_ended
 
 
+def test_of_a_log_s_tail_the_last_line_of_a_fault_is_told() -> None:
+    tail = "09:00 INFO starting\n09:01 ERROR no space left\n09:02 INFO rank=0 Model loaded: model=m"
+    said = messages(summary(observed([a_pod("a", **PODS["crashing"], last_message=tail)])))["Ready"]
+    assert "its last words: 09:01 ERROR no space left" in said
+    said = messages(summary(observed([a_pod("a", **PODS["crashing"], last_message=tail.splitlines()[0])])))["Ready"]
+    assert "starting" not in said
+    assert "--previous" in said
+
+
 def test_the_order_of_pods_changes_nothing() -> None:
     dead = [a_pod(name, **PODS["crashing"], last_message=f"{name} died") for name in ("y", "x")]
     found = [*pods(2, "loading"), *dead]

@@ -101,6 +101,20 @@ def test_alive_is_ping(frontend: FakeFrontend, environment: Environment, status:
     assert probes.alive(environment) == Finding(good, f"/ping answered {status}")
 
 
+def test_a_dead_rank_leaves_last_words_unless_there_are_some(frontend: FakeFrontend, variables: dict[str, str], tmp_path: Path) -> None:
+    """The launcher ends the survivors of a killed rank before they can speak, and the status told a line of the log instead."""
+    words = tmp_path / "words"
+    told = Environment.from_variables({**variables, "LMD_TERMINATION_MESSAGE_PATH": str(words)})
+    probes.alive(told)
+    assert not words.exists()
+    frontend.answers["/ping"] = (500, "{}")
+    probes.alive(told)
+    assert words.read_text() == "A rank has died (/ping answered 500); all ranks must restart.\n"
+    words.write_text("Rank 1: out of memory.\n")
+    probes.alive(told)
+    assert words.read_text() == "Rank 1: out of memory.\n"
+
+
 def test_a_frontend_that_is_gone_is_neither_ready_nor_alive(tmp_path: Path) -> None:
     environment = Environment.from_variables({"LMD_MODEL_NAME": "m", "LMD_CONFIG_DIR": str(tmp_path), "LMD_RUN_DIR": str(tmp_path / "run")})
     config = tmp_path / "config.properties"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmd_worker import properties, rundir
+from lmd_worker import lastwords, properties, rundir
 from lmd_worker.environment import DRAIN_LAG_SECONDS, DRAIN_SECONDS, Environment, seconds
 from lmd_worker.haproxy import Haproxy, HaproxyError
 from lmd_worker.web import WebError, get
@@ -49,11 +49,16 @@ def ready(environment: Environment) -> Finding:
 
 
 def alive(environment: Environment) -> Finding:
-    """Tell whether the container should go on; false for good once a rank has died."""
+    """Tell whether the container should go on; false for good once a rank has died.
+
+    That is left as last words too, unless a rank had time for some: the launcher ends the survivors of a killed rank at once.
+    """
     try:
         status, _ = _get(environment, "inference_address", "/ping", timeout_seconds=3.0)
     except _CannotTellError as error:
         return Finding(False, str(error))
+    if status != HTTP_OK:
+        lastwords.write(environment.termination_message_path, f"A rank has died (/ping answered {status}); all ranks must restart.")
     return Finding(status == HTTP_OK, f"/ping answered {status}")
 
 

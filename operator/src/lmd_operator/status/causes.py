@@ -6,6 +6,7 @@ human must act on comes before what passes by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,7 @@ _EXIT_CODES = {
     143: "it was ended after a rank had died or stopped answering",
 }
 """Process 1 is the JVM; 70 and 71 are those of ranks (`lmd_worker.watch`), which end it by the liveness probe (143)."""
+_ROUTINE = re.compile(r"\b(TRACE|DEBUG|INFO)\b")
 _SCHEDULING = (
     ("persistentvolumeclaim", "create or repair the claim that spec.model.source or spec.model.cache names"),
     ("insufficient", "free or add that resource, or ask for less by spec.replicas, spec.parallelism.tensor or spec.template.resources"),
@@ -172,6 +174,6 @@ def _ended(pod: PodState) -> Cause:
 
 
 def _last_words(pod: PodState) -> str:
-    """Return what the worker wrote as its cause of death; of a log's tail, which Kubernetes gives otherwise, the last line."""
-    lines = [line for line in pod.last_message.splitlines() if line.strip()]
+    """Return what the worker wrote as its cause of death; of a log's tail, which Kubernetes gives otherwise, the last line of a fault."""
+    lines = [line for line in pod.last_message.splitlines() if line.strip() and not _ROUTINE.search(line)]
     return clause(lines[-1], 600) if lines else ""
