@@ -1,0 +1,139 @@
+"""Which engine computes which family right: the matrix of measured runs, as data. Pure.
+
+Measured: tiny random models on two and more gloo ranks against one process (float32, left-padded batch of two, greedy tokens with
+cache) with deepspeed 0.19.8, torch 2.13 and transformers 5.23. `RIGHT` means equal tokens. `UNTRIED` means that the library has a
+way to cut the family and nobody has compared it; the worker's self-test at load decides, and `Auto` takes it only when nothing
+proven fits. `WRONG` is never planned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmd_operator.planning.shapes import ModelShape
+
+Engine = Literal["DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "ZeroInference", "None"]
+Verdict = Literal["right", "untried", "wrong"]
+
+AUTOTP_RIGHT = frozenset(
+    {
+        "bloom", "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "gptj", "granite", "llama", "mistral", "mpt",
+        "opt", "phi", "qwen2", "qwen3", "stablelm", "starcoder2",
+    }
+)  # fmt: skip
+AUTOTP_WRONG = {
+    "gpt2": "DeepSpeed refuses GPT-2 by name",
+    "gpt_bigcode": "its single fused key-value head cannot be cut",
+    "gpt_oss": "AutoTP does not cut its attention sinks",
+    "olmo2": "its query norm spans all heads, and AutoTP does not cut it",
+    "phi3": "transformers 5 slices its fused projection by the whole model's head count",
+}
+_TENSOR_RIGHT = frozenset(
+    {
+        "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "gpt_oss", "granite", "llama", "mistral", "mixtral",
+        "olmo2", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2",
+    }
+)  # fmt: skip
+_WITHOUT_TENSOR_PLAN = frozenset(
+    {"bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "hunyuan_v1_dense", "lfm2", "mpt", "opt", "stablelm", "xglm"}
+)
+"""Families for which transformers 5.23 has no tensor-parallel plan, or one of the output head alone."""
+_EXPERT_RIGHT = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"})
+_WITHOUT_EXPERT_PLAN = frozenset({"dbrx", "llama4", "llama4_text"})
+_PIPELINE_RIGHT = frozenset({"gemma3_text", "gpt_oss", "llama", "mixtral", "phi3", "qwen3"})
+_PIPELINE_WRONG = {
+    "gpt_neox": "transformers' pipeline computes other logits (2.1 of 5.0 off)",
+    **dict.fromkeys(
+        ("bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt", "xglm"),
+        "transformers' pipeline wants a model with layers, embed_tokens and norm, and this one has other names",
+    ),
+}
+_PIPELINE_TENSOR_RIGHT = frozenset({"llama", "mixtral", "qwen3"})
+_ZERO_RIGHT = frozenset({"gpt_neox", "llama", "mixtral"})
+
+WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
+"""Families whose tensor-parallel plan leaves attention whole on every rank (transformers 5.23, base_model_tp_plan)."""
+WHOLE_EXPERTS_UNDER_TENSOR = frozenset({"gpt_oss"})
+"""Mixtures whose plan cuts no experts unless they are spread whole (its share of experts a rank at degree 2: 1.00)."""
+WHOLE_SHARED_EXPERTS = frozenset({"granitemoeshared", "hunyuan_v1_moe", "qwen2_moe"})
+WHOLE_EMBEDDINGS = frozenset({"gpt_neox", "gpt_oss"})
+"""Families whose input embeddings are not called embed_tokens, or have no plan, and stay whole."""
+
+_STATIC = {
+    **dict.fromkeys(("bloom", "falcon", "gptj", "mpt"), "its attention does not use transformers' attention interface"),
+    "stablelm": "it passes no keyword arguments to its attention",
+    "gpt_oss": "paged attention has no attention sinks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of a family under an engine, and why."""
+
+    verdict: Verdict
+    evidence: str
+
+
+def finding(shape: ModelShape, engine: Engine) -> Finding:
+    """Return what the matrix says of this model's family under an engine."""
+    if engine in ("None", "Accelerate"):
+        return Finding("right", "one process computes the model as transformers makes it")
+    if shape.quantization:
+        return Finding("wrong", f"its weights are quantised ({shape.quantization}), and only plain weights are cut")
+    if engine == "DeepSpeed":
+        return _autotp(shape)
+    if engine == "Tensor":
+        return _tensor(shape)
+    if engine == "Expert":
+        return _expert(shape)
+    if engine == "Pipeline":
+        return _listed(shape, _PIPELINE_RIGHT, _PIPELINE_WRONG, "transformers' pipeline, repaired")
+    if engine == "PipelineTensor":
+        cut = _tensor(shape)
+        if cut.verdict == "wrong":
+            return cut
+        return _listed(shape, _PIPELINE_TENSOR_RIGHT, _PIPELINE_WRONG, "transformers' pipeline over its tensor parallelism, repaired")
+    return _listed(shape, _ZERO_RIGHT, {}, "DeepSpeed stage 3 with parameters on the host")
+
+
+def static_reason(shape: ModelShape, engine: Engine) -> str:
+    """Return why the worker decodes this model in static batches whatever scheduler is asked for, or nothing."""
+    if engine in ("Pipeline", "PipelineTensor", "ZeroInference", "Accelerate"):
+        return "its layers are not all on one device"
+    if shape.latent is not None:
+        return "its cache holds latents, which have no pages"
+    if shape.has_stateful_layers:
+        return "it has layers whose state has no pages"
+    return _STATIC.get(shape.family, "")
+
+
+def _autotp(shape: ModelShape) -> Finding:
+    if shape.experts:
+        return Finding("wrong", "AutoTP does not cut experts of transformers 5: every rank would hold all of them")
+    if shape.has_old_falcon_attention:
+        return Finding("wrong", "AutoTP has no layout for the fused attention of Falcon 7B and older")
+    wrong = {**dict.fromkeys([shape.family], "it is not on the list of families AutoTP was seen to cut right"), **AUTOTP_WRONG}
+    return _listed(shape, AUTOTP_RIGHT, wrong, "DeepSpeed AutoTP")
+
+
+def _tensor(shape: ModelShape) -> Finding:
+    wrong = dict.fromkeys(_WITHOUT_TENSOR_PLAN, "transformers 5.23 has no tensor-parallel plan for it")
+    return _listed(shape, _TENSOR_RIGHT, wrong, "transformers' tensor parallelism")
+
+
+def _expert(shape: ModelShape) -> Finding:
+    if not shape.experts:
+        return Finding("wrong", "it has no experts")
+    wrong = dict.fromkeys(_WITHOUT_EXPERT_PLAN | _WITHOUT_TENSOR_PLAN, "transformers 5.23 has no expert-parallel plan for it")
+    return _listed(shape, _EXPERT_RIGHT, wrong, "transformers' expert parallelism")
+
+
+def _listed(shape: ModelShape, right: frozenset[str], wrong: dict[str, str], what: str) -> Finding:
+    if shape.family in right:
+        return Finding("right", f"{what} gave {shape.family} the tokens of one process")
+    if shape.family in wrong:
+        return Finding("wrong", wrong[shape.family])
+    return Finding(
+        "untried", f"{what} was not compared with one process for {shape.family or 'this family'}; the self-test at load decides"
+    )

@@ -1,0 +1,91 @@
+"""Looking for the smallest split of an engine that fits, and remembering what the others failed on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lmd_operator.planning.answers import Wishes
+from lmd_operator.planning.cutting import Split, illegal
+from lmd_operator.planning.families import Engine
+from lmd_operator.planning.memory import GIB, HEADROOM, Load, device_memory
+from lmd_operator.planning.selection import Accelerator, Place, splits
+from lmd_operator.planning.shapes import ModelShape
+
+
+@dataclass(slots=True)
+class Search:
+    """One question and what has been looked at for it."""
+
+    shape: ModelShape
+    devices: Accelerator
+    wishes: Wishes
+    load: Load
+    rejected: dict[Engine, str] = field(default_factory=dict)
+    closest: tuple[int, Split] | None = None
+
+    def limit(self, split: Split) -> int | None:
+        """Return the bytes one rank may use."""
+        if self.devices.memory is None:
+            return None
+        usable = int(self.devices.memory * (1 - HEADROOM))
+        return usable // split.ranks if self.devices.is_cpu else usable
+
+    def fits(self, split: Split, load: Load) -> bool:
+        """Whether the fullest rank has room."""
+        limit = self.limit(split)
+        return limit is None or device_memory(self.shape, split, load).needed <= limit
+
+    def first_fitting(self, engine: Engine, place: Place) -> tuple[Split | None, str]:
+        """Return the smallest split of an engine that fits, or what its last one failed on."""
+        last: Split | None = None
+        for split in self._candidates(engine, place):
+            if why := illegal(self.shape, split):
+                return None, why
+            if place == "one node" and split.ranks > self.devices.per_node:
+                return None, f"{split.ranks} devices are more than the {self.devices.per_node} of a node"
+            if self.fits(split, self.load):
+                return split, ""
+            self._note(split)
+            last = split
+        return None, self.shortfall(last) if last else "no degree is legal here"
+
+    def _candidates(self, engine: Engine, place: Place) -> Iterator[Split]:
+        wishes = self.wishes
+        if wishes.tensor == "Auto":
+            for split in splits(self.shape, engine, self.devices, place):
+                if wishes.pipeline in (1, split.pipeline) and wishes.expert in (1, split.expert):
+                    yield split
+            return
+        fixed = _fixed(engine, wishes.tensor, wishes.pipeline, wishes.expert)
+        if fixed is not None and (place != "several nodes" or fixed.ranks > self.devices.per_node):
+            yield fixed
+
+    def _note(self, split: Split) -> None:
+        limit = self.limit(split)
+        over = device_memory(self.shape, split, self.load).needed - (limit or 0)
+        if self.closest is None or over < self.closest[0]:
+            self.closest = (over, split)
+
+    def shortfall(self, split: Split) -> str:
+        """Return in words what a split needs and has."""
+        needed, limit = device_memory(self.shape, split, self.load).needed, self.limit(split) or 0
+        return f"{split} needs {needed / GIB:.1f} GiB on its fullest rank, which has {limit / GIB:.1f} GiB to use"
+
+
+def _fixed(engine: Engine, tensor: int, pipeline: int, expert: int) -> Split | None:
+    """Return the split that asked degrees mean for an engine, None where they mean another engine."""
+    match engine:
+        case "None" | "ZeroInference":
+            return Split(engine) if tensor == pipeline == expert == 1 else None
+        case "Accelerate":
+            return Split(engine) if tensor == pipeline == expert == 1 else None
+        case "DeepSpeed" | "Tensor":
+            return Split(engine, tensor=tensor) if tensor > 1 and pipeline == expert == 1 else None
+        case "Expert":
+            ranks = max(tensor, expert)
+            return Split(engine, tensor=ranks, expert=ranks) if ranks > 1 and pipeline == 1 and tensor in (1, ranks) else None
+        case "Pipeline":
+            return Split(engine, pipeline=pipeline) if pipeline > 1 and tensor == expert == 1 else None
+        case "PipelineTensor":
+            return Split(engine, tensor=tensor, pipeline=pipeline) if tensor > 1 and pipeline > 1 and expert == 1 else None
