@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from lmd_worker.errors import WorkerError
 from lmd_worker.weights import inspect as inspection
+from lmd_worker.weights.headers import Tensor
 from lmd_worker.weights.hub import Hub
 from lmd_worker.weights.inspect import Directory, Facts, inspect
+from lmd_worker.weights.outline import outline
 from lmd_worker.weights.source import HubSource
 
 WANTED = {
@@ -81,3 +84,16 @@ def test_any_spoilt_model_is_refused_in_words(hub, tmp_path: Path) -> None:
             inspect(Directory(folder), "here")
         except WorkerError as error:
             assert str(error).isprintable()  # noqa: PT017 - most are refused, some stay readable
+
+
+def test_the_outline_tells_kinds_of_tensors_for_the_planner(hub) -> None:
+    command = [sys.executable, "-m", "lmd_operator.cli", "inspect", str(hub.folder / "acme" / "small"), "--outline"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["config"]["model_type"] == "llama"
+    assert sum(math.prod(dimensions) * count for _, _, dimensions, count in told["tensors"]) == 602_000
+
+
+def test_an_outline_leaves_out_layers_that_are_not_loaded() -> None:
+    names = ["model.layers.0.mlp.experts.7.w1.weight", "model.layers.1.mlp.experts.11.w1.weight", "model.layers.2.mlp.experts.0.w1.weight"]
+    tensors = {name: Tensor("BF16", (4, 2), 16) for name in names} | {"model.norm.weight": Tensor("BF16", (4,), 8)}
+    assert outline(tensors, 2) == [["model.layers.*.mlp.experts.*.w1.weight", "BF16", [4, 2], 2], ["model.norm.weight", "BF16", [4], 1]]

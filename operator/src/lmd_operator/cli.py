@@ -1,4 +1,4 @@
-"""`lmd`: validate, render and serve a LargeModelDeployment without a cluster.
+"""`lmd`: validate, plan, render and serve a LargeModelDeployment without a cluster; `kubectl lmd` is the same program.
 
 Exit status: 0 when all is well, 1 when a document is wrong or a run fails, 2 when the command line is.
 """
@@ -16,19 +16,18 @@ import typer
 import yaml
 from rich.console import Console
 
-from lmd_operator import documents
-from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.errors import InvalidSpecError, LmdError, UnreadableError
+from lmd_operator.commands.common import Claim, Models, Shape, Sources, load, named, settled_shape, stop_on
+from lmd_operator.commands.plan import plan
+from lmd_operator.commands.why import why
+from lmd_operator.errors import LmdError
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings
 from lmd_operator.version import VERSION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-Sources = Annotated[
-    list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input. A file may hold several documents.")
-]
+app.command()(plan)
+app.command()(why)
 
 
 class Output(StrEnum):
@@ -50,12 +49,19 @@ def version() -> None:
 
 
 @app.command()
-def validate(sources: Sources) -> None:
-    """Check manifests: every problem with its field, its rule and its remedy."""
-    valid, problems = _load(sources)
+def validate(sources: Sources, shape: Shape = None, models: Models = None, claim: Claim = None) -> None:
+    """Check manifests: every problem with its field, its rule and its remedy. A degree of Auto is planned, and the plan printed."""
+    valid, problems = load(sources)
     for origin, deployment in valid:
+        try:
+            settled = desired(deployment, Settings(), shape=settled_shape(deployment, shape, models, claim or [])).plan
+        except LmdError as error:
+            problems.append(f"{origin}: {error}")
+            continue
         print(f"{origin}: {deployment.metadata.name} is valid")
-    _stop_on(problems)
+        if deployment.spec.parallelism.tensor == "Auto":
+            print(f"{origin}: {deployment.metadata.name} runs {settled.strategy} at tensor degree {settled.tensor} ({settled.reason})")
+    stop_on(problems)
 
 
 @app.command()
@@ -64,12 +70,20 @@ def render(
     files: Annotated[bool, typer.Option("--files", help="The files the worker reads instead of the Kubernetes objects.")] = False,
     output: Annotated[Output, typer.Option("-o", "--output", help="yaml: to standard output; dir: one file each.")] = Output.YAML,
     directory: Annotated[Path, typer.Option("-d", "--directory", help="Where `-o dir` writes.")] = Path("rendered"),
+    shape: Shape = None,
+    models: Models = None,
+    claim: Claim = None,
 ) -> None:
     """Print what the operator would create for manifests, byte for byte."""
-    valid, problems = _load(sources)
-    _stop_on(problems)
-    for _, deployment in valid:
-        texts = _rendered(desired(deployment, Settings()), files=files)
+    valid, problems = load(sources)
+    stop_on(problems)
+    for origin, deployment in valid:
+        try:
+            built = desired(deployment, Settings(), shape=settled_shape(deployment, shape, models, claim or []))
+        except LmdError as error:
+            stop_on([f"{origin}: {error}"])
+            raise
+        texts = _rendered(built, files=files)
         if output is Output.DIRECTORY:
             _write(directory / deployment.metadata.name, texts)
         elif files:
@@ -85,9 +99,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")] = 8080,
     ask: Annotated[str | None, typer.Option(help="A question to ask once the model is ready.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Stop after the start (and the answer) instead of serving on.")] = False,
-    models: Annotated[Path | None, typer.Option(help="Directory that stands for /models of the worker image.")] = None,
+    models: Models = None,
     with_parent: Annotated[bool, typer.Option("--end-with-parent", help="Stop when the program that started this one dies.")] = False,
-    claim: Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help="A local directory for a claim.")] = None,
+    claim: Claim = None,
     config_map: Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help="One for a handler's ConfigMap.")] = None,
 ) -> None:
     """Run an object on this machine: the same files and command as in a pod, until Ctrl-C."""
@@ -99,19 +113,20 @@ def serve(
 
     if with_parent:
         end_with_parent()
-    valid, problems = _load([source])
-    _stop_on(problems)
+    valid, problems = load([source])
+    stop_on(problems)
     options = Options(
-        port, models or cache_directory() / "models", _named(claim or [], "--claim"), _named(config_map or [], "--config-map"), ask, once
+        port, models or cache_directory() / "models", named(claim or [], "--claim"), named(config_map or [], "--config-map"), ask, once
     )
     display = Display(Console(stderr=False))
     try:
-        serve_locally(_select(valid, name), options, display)
+        chosen = _select(valid, name)
+        serve_locally(chosen, options, display, settled_shape(chosen, None, models, claim or []))
     except Stopped as signal:
         display.phase(f"stopped by {signal}; every process it started has ended")
     except LmdError as error:
         display.end_progress()
-        _stop_on([str(error)])
+        stop_on([str(error)])
     finally:
         display.end_progress()
 
@@ -121,26 +136,9 @@ def inspect(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="hf:ORGANISATION/NAME[@REVISION], s3://BUCKET/PREFIX or a directory.")],
 ) -> None:
-    """Say what a model is, from its configuration and headers: no weights are fetched. Takes --endpoint, --region and --json."""
+    """Say what a model is, from its configuration and headers: no weights are fetched. Takes --endpoint, --region, --json and --outline."""
     done = subprocess.run([sys.executable, "-m", "lmd_worker", "inspect", source, *context.args], check=False)
     raise typer.Exit(done.returncode)
-
-
-def _load(sources: Sequence[str]) -> tuple[list[tuple[str, LargeModelDeployment]], list[str]]:
-    """Return the valid objects with their origins, and a line for each problem of the others."""
-    valid: list[tuple[str, LargeModelDeployment]] = []
-    problems: list[str] = []
-    try:
-        for entry in documents.read(list(sources)):
-            try:
-                valid.append((entry.origin, parse(entry.content)))
-            except InvalidSpecError as error:
-                problems += [f"{entry.origin}: {problem}" for problem in error.problems]
-            except UnreadableError as error:
-                problems.append(f"{entry.origin}: {error}")
-    except UnreadableError as error:
-        problems.append(str(error))
-    return valid, problems
 
 
 def _select(valid: Sequence[tuple[str, LargeModelDeployment]], name: str | None) -> LargeModelDeployment:
@@ -148,26 +146,8 @@ def _select(valid: Sequence[tuple[str, LargeModelDeployment]], name: str | None)
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(deployment.metadata.name for _, deployment in valid)
-    _stop_on([f"--name must choose one object; the file holds {names}"])
+    stop_on([f"--name must choose one object; the file holds {names}"])
     raise AssertionError
-
-
-def _named(given: Sequence[str], option: str) -> dict[str, Path]:
-    claims = {}
-    for text in given:
-        claim, separator, directory = text.partition("=")
-        if not (claim and separator and directory):
-            raise typer.BadParameter(f"{text}: write {option} NAME=DIRECTORY")
-        claims[claim] = Path(directory).absolute()
-    return claims
-
-
-def _stop_on(problems: Sequence[str]) -> None:
-    """End with status 1 when there is any problem."""
-    for problem in problems:
-        print(f"lmd: {problem}", file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
 
 
 def _rendered(built: Desired, *, files: bool) -> dict[str, str]:

@@ -53,6 +53,10 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
 )
 
 
-def unavailable(spec: Spec) -> list[Problem]:
-    """Return one problem per field that is set and not built."""
-    return [Problem(path, message) for path, is_asked, message in _NOT_BUILT if is_asked(spec)]
+def unavailable(spec: Spec, *, shape_at_hand: bool = False) -> list[Problem]:
+    """Return one problem per field that is set and not built. With the model's shape at hand the tensor degree may be Auto."""
+    return [
+        Problem(path, message)
+        for path, is_asked, message in _NOT_BUILT
+        if is_asked(spec) and not (shape_at_hand and path == "spec.parallelism.tensor")
+    ]

@@ -7,7 +7,7 @@ models; see `lmd_operator.api.crd`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from lmd_operator.api.availability import unavailable
 from lmd_operator.api.base import ApiModel
 from lmd_operator.api.fields import python_named
 from lmd_operator.api.semantics import contradictions
-from lmd_operator.api.v1alpha1 import API_VERSION, KIND, LargeModelDeployment
+from lmd_operator.api.v1alpha1 import API_VERSION, KIND, LargeModelDeployment, Spec
 from lmd_operator.api.wording import json_path, kind_of, problems_of, unknown_field
 from lmd_operator.errors import InvalidSpecError, Problem, UnreadableError
 
@@ -38,10 +38,11 @@ _DEEPEST = 64
 """Levels below which no field of ours stands; what is deeper is refused by its shape."""
 
 
-def parse(document: object, *, strict: bool = True) -> LargeModelDeployment:
+def parse(document: object, *, strict: bool = True, not_built: Callable[[Spec], list[Problem]] = unavailable) -> LargeModelDeployment:
     """Return the object a document describes.
 
-    `strict` refuses unknown fields, for documents a person wrote; live objects are parsed leniently.
+    `strict` refuses unknown fields, for documents a person wrote; live objects are parsed leniently. `not_built` is what this caller
+    refuses because nobody here could run it.
     Raises `UnreadableError` when it is not a LargeModelDeployment, `InvalidSpecError` with every problem of the first
     layer that found any.
     """
@@ -57,7 +58,7 @@ def parse(document: object, *, strict: bool = True) -> LargeModelDeployment:
     if problems := _untextual_keys(body):
         raise InvalidSpecError(problems)
     parsed = _typed(body, strict=strict)
-    problems = list(broken_rules(parsed.spec, "spec")) or contradictions(parsed.spec) or unavailable(parsed.spec)
+    problems = list(broken_rules(parsed.spec, "spec")) or contradictions(parsed.spec) or not_built(parsed.spec)
     if problems:
         raise InvalidSpecError(problems)
     return parsed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 from kubernetes.client import Configuration
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
 from lmd_operator.errors import LmdError
 
@@ -95,6 +95,17 @@ def connect() -> Connection:
         token=None if in_pod else given.removeprefix("Bearer ") or None,
         token_file=SERVICE_ACCOUNT_TOKEN if in_pod else None,
     )
+
+
+def context_namespace(default: str = "default") -> str:
+    """Return the namespace of the current kubeconfig context, or that of this pod."""
+    if SERVICE_ACCOUNT_NAMESPACE.exists():
+        return own_namespace(default)
+    try:
+        _, active = list_kube_config_contexts()  # type: ignore[no-untyped-call]
+    except (ConfigException, OSError, TypeError):
+        return default
+    return str((active or {}).get("context", {}).get("namespace") or default)
 
 
 def own_namespace(default: str = "default") -> str:

@@ -27,6 +27,7 @@ from lmd_operator.local.java import java_directory
 from lmd_operator.local.models import models_directory, require_memory
 from lmd_operator.local.ports import LOOPBACK, free_ports, require_free
 from lmd_operator.local.server import Server, run_init
+from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.rendering.weights import model_path
 from lmd_operator.resources.desired import Desired, desired
@@ -52,18 +53,21 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for the e
     """A signal asked for the end."""
 
 
-def serve(deployment: LargeModelDeployment, options: Options, display: Display) -> None:
-    """Serve until stopped. Raises `LocalRunError` when it cannot go on; every process and file is gone in any case."""
+def serve(deployment: LargeModelDeployment, options: Options, display: Display, shape: ModelShape | None = None) -> None:
+    """Serve until stopped; `shape` is the model's, for a degree of Auto.
+
+    Raises `LocalRunError` when it cannot go on; every process and file is gone in any case.
+    """
     port = require_free(options.port)
     java = java_directory()
     with _stopping_by_signal(), _folder() as root, Janitor(root):
         started = time.monotonic()
         layout = _layout(root, port)
-        plan = desired(deployment, Settings(), layout).plan
+        plan = desired(deployment, Settings(), layout, shape).plan
         require_devices(plan)
         display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.tensor)} ({plan.reason})")
         layout = replace(layout, models=str(models_directory(deployment, options.models, options.claims, display.progress)))
-        built = desired(deployment, Settings(), layout)
+        built = desired(deployment, Settings(), layout, shape)
         container = materialise(built, options.config_maps)
         for init in container.init_commands:
             display.end_progress()

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmd_operator.api.v1alpha1 import Spec
+from lmd_operator.errors import InvalidSpecError, Problem
+from lmd_operator.planning.answers import Planned, Unplannable
+from lmd_operator.planning.asking import accelerator_of, wishes_of
+from lmd_operator.planning.planner import plan
+from lmd_operator.planning.shapes import ModelShape
 
 PlannedStrategy = Literal["DeepSpeed", "None"]
 
@@ -29,16 +34,20 @@ class Plan:
     reason: str
 
 
-def settle(spec: Spec, cpu_cores: float | None = None) -> Plan:
+def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None = None) -> Plan:
     """Return the plan for a valid spec.
 
-    `cpu_cores` are the cores a replica may use; None when the template does not say, which gives one thread a rank.
-    The spec must have passed `lmd_operator.api.parse`: a degree of Auto is refused there.
+    `cpu_cores` are the cores a replica may use; None when the template does not say, which gives one thread a rank. `shape` is the
+    model's, for a tensor degree of Auto; without it such a spec must have been refused by `lmd_operator.api.parse`.
+    Raises `InvalidSpecError` when nothing fits, or what fits cannot be run by this version.
     """
     tensor = spec.parallelism.tensor
-    if not isinstance(tensor, int):
+    if isinstance(tensor, int):
+        strategy, reason = _strategy(spec.parallelism.strategy, tensor)
+    elif shape is not None:
+        strategy, tensor, reason = _planned(spec, shape)
+    else:
         raise TypeError("spec.parallelism.tensor is not settled; parse the object first")
-    strategy, reason = _strategy(spec.parallelism.strategy, tensor)
     return Plan(
         strategy=strategy,
         tensor=tensor,
@@ -46,6 +55,21 @@ def settle(spec: Spec, cpu_cores: float | None = None) -> Plan:
         threads_per_rank=max(1, int((cpu_cores or 0) // tensor)),
         reason=reason,
     )
+
+
+def _planned(spec: Spec, shape: ModelShape) -> tuple[PlannedStrategy, int, str]:
+    """Return strategy, degree and reason as the planner gives them."""
+    answer = plan(shape, accelerator_of(spec), wishes_of(spec))
+    if isinstance(answer, Unplannable):
+        raise InvalidSpecError([Problem("spec.parallelism.tensor", f"is Auto, but {answer.why}: {answer.remedy}")])
+    return _runnable(answer.split.engine, answer), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
+
+
+def _runnable(engine: str, answer: Planned) -> PlannedStrategy:
+    if engine in ("DeepSpeed", "None"):
+        return "DeepSpeed" if engine == "DeepSpeed" else "None"
+    message = f"plans {answer.split}, an engine that is not available in this version: choose DeepSpeed or None, or larger devices"
+    raise InvalidSpecError([Problem("spec.parallelism.strategy", message)])
 
 
 def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:

@@ -107,8 +107,8 @@ def _reasons(search: Search, row: Row, split: Split, memory: DeviceMemory, limit
     if limit is None:
         yield f"{split} needs {memory.needed / GIB:.1f} GiB a device; what the device has is not known, so that was not compared"
     else:
-        which = "the smallest legal split that fits" if search.wishes.tensor == "Auto" else "the degrees asked for"
-        yield f"{split} is {which}: {memory.needed / GIB:.1f} of {limit / GIB:.1f} GiB to use on the fullest rank"
+        which = "is the smallest legal split that fits" if search.wishes.tensor == "Auto" else "has the degrees asked for"
+        yield f"{split} {which}: {memory.needed / GIB:.1f} of {limit / GIB:.1f} GiB to use on the fullest rank"
     yield finding(shape, split.engine).evidence
     if search.load.scheduler == "Continuous" and (why := static_reason(shape, split.engine)):
         yield f"it is decoded in static batches: {why}"

@@ -29,7 +29,7 @@ class Search:
         if self.devices.memory is None:
             return None
         usable = int(self.devices.memory * (1 - HEADROOM))
-        return usable // split.ranks if self.devices.is_cpu else usable
+        return max(0, usable - self.wishes.java_heap) // split.ranks if self.devices.is_cpu else usable
 
     def fits(self, split: Split, load: Load) -> bool:
         """Whether the fullest rank has room."""
@@ -48,7 +48,9 @@ class Search:
                 return split, ""
             self._note(split)
             last = split
-        return None, self.shortfall(last) if last else "no degree is legal here"
+        return None, self.shortfall(
+            last
+        ) if last else "it has no legal split here" if self.wishes.tensor == "Auto" else "the degrees asked for are not its own"
 
     def _candidates(self, engine: Engine, place: Place) -> Iterator[Split]:
         wishes = self.wishes

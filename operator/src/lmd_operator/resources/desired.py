@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from lmd_operator.api.semantics import quantity
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.planning.plan import Plan, settle
+from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.rendering.files import RenderedFiles, render
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.config_map import config_map
@@ -29,9 +30,12 @@ class Desired:
     resources: tuple[BaseModel, ...]
 
 
-def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = POD) -> Desired:
-    """Return what should exist. Pure: equal inputs give equal objects, and nothing is read from the cluster."""
-    plan = settle(owner.spec, cpu_cores(owner))
+def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = POD, shape: ModelShape | None = None) -> Desired:
+    """Return what should exist. Pure: equal inputs give equal objects, and nothing is read from the cluster.
+
+    `shape` is the model's, where the spec leaves the tensor degree to the planner.
+    """
+    plan = settle(owner.spec, cpu_cores(owner), shape)
     files = render(owner, plan, layout)
     children: list[BaseModel | None] = [
         config_map(owner, files),

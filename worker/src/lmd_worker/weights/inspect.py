@@ -1,6 +1,6 @@
 """`lmd-worker inspect`: what a model is, from its configuration and the headers of its safetensors; no weights are read.
 
-lmd-worker inspect hf:ORGANISATION/NAME[@REVISION] | s3://BUCKET/PREFIX | DIRECTORY [--endpoint URL] [--region NAME] [--json]
+lmd-worker inspect hf:ORGANISATION/NAME[@REVISION] | s3://BUCKET/PREFIX | DIRECTORY [--endpoint URL] [--region NAME] [--json | --outline]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lmd_worker.weights import headers, listing
 from lmd_worker.weights.hub import Hub
 from lmd_worker.weights.listing import CONFIG, INDEX, RemoteFile
 from lmd_worker.weights.objects import S3
+from lmd_worker.weights.outline import outline
 from lmd_worker.weights.progress import readable
 from lmd_worker.weights.remote import InterruptedReadError, Patience, Remote, patiently
 from lmd_worker.weights.source import HUB_TOKEN, PUBLIC_HUB, HubSource, S3Source
@@ -68,8 +69,23 @@ class Directory:
             yield stream.read(end - start)
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read of a model: its configuration, and the tensors of all its weight files by name."""
+
+    revision: str
+    config: Mapping[str, object]
+    tensors: Mapping[str, headers.Tensor]
+    weight_files: tuple[str, ...]
+
+
 def inspect(remote: Remote, origin: str, patience: Patience = Patience()) -> Facts:  # noqa: B008 - frozen
     """Return what the files say. Raises `FetchError` or `ModelRefusedError`."""
+    return facts_of(read(remote, origin, patience), origin)
+
+
+def read(remote: Remote, origin: str, patience: Patience = Patience()) -> Read:  # noqa: B008 - frozen
+    """Read configuration and headers. Raises `FetchError` or `ModelRefusedError`."""
     found = patiently(remote.listing, patience, threading.Event(), origin)
     files = listing.candidates(found, origin, remote_code=False)
     index = next((file for file in files if file.name == INDEX), None)
@@ -79,18 +95,17 @@ def inspect(remote: Remote, origin: str, patience: Patience = Patience()) -> Fac
     tensors: dict[str, headers.Tensor] = {}
     for file in weights:
         tensors |= _header(remote, file, patience)
-    return facts(found.revision, origin, config, tensors, tuple(file.name for file in weights))
+    return Read(found.revision, config, tensors, tuple(file.name for file in weights))
 
 
-def facts(
-    revision: str, origin: str, config: Mapping[str, object], tensors: Mapping[str, headers.Tensor], weight_files: tuple[str, ...]
-) -> Facts:
+def facts_of(read: Read, origin: str) -> Facts:
     """Return the facts that a configuration and the tensors of all files state. Pure. Raises `ModelRefusedError`."""
+    tensors = read.tensors
     shape = ModelShape.of(
         Path(origin),
-        config,
+        read.config,
         names=tensors.keys(),
-        weight_files=weight_files,
+        weight_files=read.weight_files,
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weight_bytes=sum(tensor.size for tensor in tensors.values()),
     )
@@ -98,7 +113,7 @@ def facts(
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.size
     return Facts(
-        revision=revision,
+        revision=read.revision,
         family=shape.model_type,
         parameters=shape.parameters,
         bytes=shape.weight_bytes,
@@ -118,14 +133,20 @@ def main(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
     parser.add_argument("source", help="hf:ORGANISATION/NAME[@REVISION], s3://BUCKET/PREFIX or a directory")
     parser.add_argument("--endpoint", help="the address of a mirror or of a store")
     parser.add_argument("--region", help="the region of the bucket")
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON, for programs")
+    form.add_argument("--outline", action="store_true", help="configuration and kinds of tensors as JSON, for the planner")
     options = parser.parse_args(arguments)
     try:
-        found = inspect(_remote(options, variables), options.source)
+        made = read(_remote(options, variables), options.source)
+        found = facts_of(made, options.source)
     except WorkerError as error:
         print(f"lmd: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(found)) if options.json else "\n".join(_lines(found)))
+    if options.outline:
+        print(json.dumps({"revision": made.revision, "config": made.config, "tensors": outline(made.tensors, found.layers)}))
+    else:
+        print(json.dumps(asdict(found)) if options.json else "\n".join(_lines(found)))
     return 0
 
 
