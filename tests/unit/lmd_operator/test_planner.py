@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lmd_operator.planning.answers import Planned, Unplannable, Wishes
 from lmd_operator.planning.cutting import Split, held, illegal
-from lmd_operator.planning.families import finding
-from lmd_operator.planning.memory import GIB, Load, activation_bytes, device_memory, key_value_bytes
+from lmd_operator.planning.families import finding, static_reason
+from lmd_operator.planning.memory import GIB, Load, activation_bytes, device_memory, is_paged, key_value_bytes, weight_bytes
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.selection import TABLE, Accelerator
 from lmd_operator.planning.shapes import ModelShape, ShapeError
@@ -172,6 +172,25 @@ def test_the_cache_is_exact(name: str, split: Split, load: Load, expected: int) 
     assert key_value_bytes(model(name), split, load) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Llama-3.1-8B", ""),
+        ("Gemma-3-1B", ""),
+        ("BLOOM-7.1B", "attention interface"),
+        ("gpt-oss-20B", "sinks"),
+        ("DeepSeek-V3", "latents"),
+        ("Phi-3-mini-128k", "longest request"),
+    ],
+)
+def test_what_is_decoded_in_static_batches_is_known(name: str, words: str) -> None:
+    reason = static_reason(model(name), "None")
+    assert words in reason
+    assert bool(words) == bool(reason)
+    assert is_paged(model(name), Split("None"), Load(64, 1)) == (not words)
+    assert static_reason(model(name), "Pipeline")
+
+
 def test_a_turn_gathers_the_pages_of_one_layer_twice() -> None:
     shape, load = model("Llama-3.1-8B"), Load(8192, 8)
     cache = key_value_bytes(shape, Split("None"), load)
@@ -230,6 +249,15 @@ def test_the_remedy_of_what_does_not_fit_does_fit() -> None:
     context = int(found.remedy.split("contextTokens to ")[1].split(",")[0])
     assert isinstance(plan(model("Llama-3.1-8B"), Accelerator(24 * GIB), replace(wishes, context_tokens=context)), Planned)
     assert isinstance(plan(model("Llama-3.1-8B"), Accelerator(24 * GIB), replace(wishes, context_tokens=context + 32)), Unplannable)
+
+
+def test_quantised_weights_count_as_stored_unless_loading_unpacks_them() -> None:
+    config = {**LLAMA, "quantization_config": {"quant_method": "gptq"}}
+    packed = [Tensor("model.layers.0.mlp.up_proj.qweight", "I32", (64, 256))]
+    assert weight_bytes(shape_of(config, packed), Split("None"), Load(64, 1)) == 64 * 256 * 4
+    unpacked = model("gpt-oss-20B")
+    assert weight_bytes(unpacked, Split("None"), Load(64, 1)) == 2 * unpacked.parameters
+    assert unpacked.stored_bytes < unpacked.parameters
 
 
 def test_the_largest_context_fits_and_one_page_more_does_not() -> None:

@@ -140,6 +140,7 @@ def test_a_silent_fault_of_the_attention_is_found(fault, words, monkeypatch):
     [
         ({"layer_types": ["full_attention", "linear_attention"]}, "layers of kind linear_attention"),
         ({"layer_types": ["chunked_attention", "full_attention"]}, "layers of kind chunked_attention"),
+        ({"kv_lora_rank": 512}, "latents"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "the longest request (dynamic)"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "the longest request (longrope)"),
         ({"rope_parameters": {"rope_type": "llama3"}, "layer_types": ["sliding_attention"]}, ""),

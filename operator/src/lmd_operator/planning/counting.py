@@ -41,7 +41,9 @@ _OFTEN_SHARED = {"llama4_text": 1, "llama4": 1}
 """Shared experts a mixture layer of families that do not state their number."""
 _QUANTIZED_BITS = {"fp8": 8.0, "fbgemm_fp8": 8.0, "mxfp4": 4.25, "gptq": 4.3, "awq": 4.3, "bitsandbytes": 4.5, "compressed-tensors": 8.0}
 """Bits a quantised parameter takes on average, scales included; headers say it exactly, these are for a configuration alone."""
-_STATEFUL_KINDS = frozenset({"linear_attention", "mamba", "conv", "recurrent", "lightning_attention"})
+_PAGED_KINDS = frozenset({"full_attention", "sliding_attention"})
+_LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""As lmd_worker.engine.trial: kinds of layers that have pages, and positions that the longest request of a batch decides."""
 
 
 def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
@@ -83,7 +85,7 @@ def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
         latent=latent,
         window=natural(text, "sliding_window") or None,
         is_sliding=sliding_layers(text, layers),
-        has_stateful_layers=bool(_STATEFUL_KINDS & set(map(str, text.get("layer_types") or ()))),
+        unpaged=_unpaged(text),
         has_old_falcon_attention=family == "falcon" and not text.get("new_decoder_architecture", False),
     )
     elements = _elements(shape, text)
@@ -178,6 +180,16 @@ def _experts(text: Mapping[str, Any], family: str) -> tuple[int, int, int, int]:
     count = natural(part, "n_shared_experts", "num_shared_expert", "moe_num_shared_experts") or _OFTEN_SHARED.get(family, 0)
     shared = natural(part, "shared_expert_intermediate_size", "shared_intermediate_size") or count * width
     return experts, width, shared, natural(part, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "moe_topk") or 1
+
+
+def _unpaged(text: Mapping[str, Any]) -> str:
+    """Return why the continuous engine cannot even try such a model, or nothing."""
+    if set(map(str, text.get("layer_types") or ())) - _PAGED_KINDS:
+        return "it has layers whose state has no pages"
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    parts = (rope, *rope.values()) if isinstance(rope, Mapping) else ()
+    kinds = {str(part.get("rope_type", part.get("type"))) for part in parts if isinstance(part, Mapping)}
+    return "its positions are scaled by the longest request of a batch" if kinds & _LENGTH_DEPENDENT else ""
 
 
 def _dense_width(text: Mapping[str, Any], family: str, hidden: int) -> int:

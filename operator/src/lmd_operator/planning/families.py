@@ -52,6 +52,11 @@ _PIPELINE_WRONG = {
 _PIPELINE_TENSOR_RIGHT = frozenset({"llama", "mixtral", "qwen3"})
 _ZERO_RIGHT = frozenset({"gpt_neox", "llama", "mixtral"})
 
+MIXTURES = frozenset({"dbrx", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
+"""Families of the matrix whose models have experts."""
+KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | _TENSOR_RIGHT | _EXPERT_RIGHT | _PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
+"""Families that were tried under some engine."""
+
 WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
 """Families whose tensor-parallel plan leaves attention whole on every rank (transformers 5.23, base_model_tp_plan)."""
 WHOLE_EXPERTS_UNDER_TENSOR = frozenset({"gpt_oss"})
@@ -103,9 +108,7 @@ def static_reason(shape: ModelShape, engine: Engine) -> str:
         return "its layers are not all on one device"
     if shape.latent is not None:
         return "its cache holds latents, which have no pages"
-    if shape.has_stateful_layers:
-        return "it has layers whose state has no pages"
-    return _STATIC.get(shape.family, "")
+    return shape.unpaged or _STATIC.get(shape.family, "")
 
 
 def _autotp(shape: ModelShape) -> Finding:

@@ -34,6 +34,9 @@ LIVE_PARAMETERS = 1_000_000_000
 PREFETCHED_PARAMETERS = 50_000_000
 """Defaults of DeepSpeed stage 3: `stage3_max_live_parameters` and `stage3_prefetch_bucket_size` (deepspeed 0.19.8, runtime/zero)."""
 
+UNPACKED = frozenset({"mxfp4"})
+"""Quantisations that transformers 5.23 undoes while loading, as its `kernels` package is not in the worker's image."""
+
 Scheduler = Literal["Continuous", "Static"]
 
 
@@ -103,7 +106,7 @@ def weight_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     if split.engine == "ZeroInference":
         live = max(LIVE_PARAMETERS, largest_parameter(shape)) + PREFETCHED_PARAMETERS
         return min(shape.parameters, live) * load.item
-    if shape.quantization:
+    if shape.quantization and shape.quantization not in UNPACKED:
         return shape.stored_bytes * fullest_rank(shape, split, load.grain) // max(shape.parameters, 1)
     return fullest_rank(shape, split, load.grain) * load.item
 

@@ -74,7 +74,8 @@ class ModelShape:
     `head_dim` is the worker's: config.json's, or hidden size by heads. `intermediate` is the width of dense feed-forward layers,
     `expert_intermediate` that of one expert, `shared_intermediate` that of all shared experts together. `is_mixture` says of each
     layer whether its feed-forward has experts; `is_sliding` whether its attention has the `window`. `max_positions` is None
-    where none is stated. `stored_bytes` are those of the weight files, `dtype` their type.
+    where none is stated. `unpaged` says why its configuration alone rules out continuous decoding. `stored_bytes`
+    are those of the weight files, `dtype` their type.
     """
 
     family: str
@@ -99,7 +100,7 @@ class ModelShape:
     latent: Latent | None = None
     window: int | None = None
     is_sliding: tuple[bool, ...] = ()
-    has_stateful_layers: bool = False
+    unpaged: str = ""
     has_old_falcon_attention: bool = False
 
     @property

@@ -29,6 +29,8 @@ _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 
 def objection(config: Any) -> str:
     """Return why a model of this config cannot even be tried, or nothing."""
+    if getattr(config, "kv_lora_rank", None):
+        return "its cache holds latents, which have no pages"
     layers = set(getattr(config, "layer_types", None) or ()) - _LAYERS
     if layers:
         return f"it has layers of kind {', '.join(sorted(layers))}, whose state has no pages"
