@@ -6,6 +6,7 @@ distributed/{tensor,expert,pipeline}_parallel.py, where every cut is torch's `Sh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -97,7 +98,16 @@ def layers_of_stage(layers: int, stages: int, stage: int) -> range:
 def fullest_rank(shape: ModelShape, split: Split, grain: int = GRAIN) -> int:
     """Return the parameters on the rank that holds most."""
     ranks = {0, split.tensor - 1}  # the first has the larger cuts, the last the remainders
-    return max(held(shape, split, stage, rank, grain) for stage in range(split.pipeline) for rank in ranks)
+    return max(held(shape, split, stage, rank, grain) for stage in _unlike_stages(shape, split.pipeline) for rank in ranks)
+
+
+def _unlike_stages(shape: ModelShape, stages: int) -> Iterable[int]:
+    """Return the ends, and of the stages between them, which differ only in how many of their layers have experts, one of each."""
+    between = {}
+    for stage in range(1, stages - 1):
+        own = layers_of_stage(shape.layers, stages, stage)
+        between[shape.is_mixture[own.start : own.stop].count(True)] = stage
+    return {0, stages - 1, *between.values()}
 
 
 def held(shape: ModelShape, split: Split, stage: int, rank: int, grain: int = GRAIN) -> int:

@@ -128,7 +128,9 @@ def key_value_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     if is_paged(shape, split, load):
         pages = -(-load.context_tokens // PAGE_TOKENS) * load.concurrency + RESERVED_PAGES
         return token_bytes(shape, split, load) * len(layers) * pages * PAGE_TOKENS
-    return token_bytes(shape, split, load) * load.concurrency * sum(_remembered(shape, layer, load.context_tokens) for layer in layers)
+    sliding = shape.is_sliding[layers.start : layers.stop].count(True) if shape.window else 0
+    windows = sliding * min(load.context_tokens, shape.window or 0)
+    return token_bytes(shape, split, load) * load.concurrency * ((len(layers) - sliding) * load.context_tokens + windows)
 
 
 def token_bytes(shape: ModelShape, split: Split, load: Load) -> int:
@@ -189,10 +191,6 @@ def host_memory(shape: ModelShape, split: Split, load: Load, *, java_heap: int, 
 def _cached_layers(shape: ModelShape, split: Split) -> range:
     """Return the layers of the stage that has most: the last."""
     return layers_of_stage(shape.layers, split.pipeline, split.pipeline - 1)
-
-
-def _remembered(shape: ModelShape, layer: int, context_tokens: int) -> int:
-    return min(context_tokens, shape.window) if shape.window and shape.is_sliding[layer] else context_tokens
 
 
 def _key_dim(shape: ModelShape) -> int:

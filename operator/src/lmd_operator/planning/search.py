@@ -33,20 +33,20 @@ class Search:
 
     def fits(self, split: Split, load: Load) -> bool:
         """Whether the fullest rank has room."""
-        limit = self.limit(split)
-        return limit is None or device_memory(self.shape, split, load).needed <= limit
+        return self._excess(split, load) <= 0
 
     def first_fitting(self, engine: Engine, place: Place) -> tuple[Split | None, str]:
         """Return the smallest split of an engine that fits, or what its last one failed on."""
         last: Split | None = None
         for split in self._candidates(engine, place):
-            if why := illegal(self.shape, split):
+            if self.wishes.tensor != "Auto" and (why := illegal(self.shape, split)):
                 return None, why
             if place == "one node" and split.ranks > self.devices.per_node:
                 return None, f"{split.ranks} devices are more than the {self.devices.per_node} of a node"
-            if self.fits(split, self.load):
+            if (excess := self._excess(split, self.load)) <= 0:
                 return split, ""
-            self._note(split)
+            if self.closest is None or excess < self.closest[0]:
+                self.closest = (excess, split)
             last = split
         return None, self.shortfall(
             last
@@ -63,11 +63,10 @@ class Search:
         if fixed is not None and (place != "several nodes" or fixed.ranks > self.devices.per_node):
             yield fixed
 
-    def _note(self, split: Split) -> None:
+    def _excess(self, split: Split, load: Load) -> int:
+        """Return by how many bytes the fullest rank needs more than it has; nothing where that is not known."""
         limit = self.limit(split)
-        over = device_memory(self.shape, split, self.load).needed - (limit or 0)
-        if self.closest is None or over < self.closest[0]:
-            self.closest = (over, split)
+        return 0 if limit is None else device_memory(self.shape, split, load).needed - limit
 
     def shortfall(self, split: Split) -> str:
         """Return in words what a split needs and has."""
