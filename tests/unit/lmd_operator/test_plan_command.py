@@ -154,6 +154,12 @@ def test_the_operator_still_refuses_auto_and_settles_it_only_with_a_shape() -> N
     assert (settled.strategy, settled.tensor, settled.gpus_per_replica) == ("DeepSpeed", 4, 4)
     with pytest.raises(InvalidSpecError, match="plans Expert tensor 2"):
         settle(spec, shape=shape_of(PUBLISHED["Mixtral-8x7B"]))
+    larger = spec.accelerator.model_copy(update={"memory": "300Gi"})
+    with pytest.raises(InvalidSpecError, match="was not compared with one process for grok-1"):
+        settle(
+            spec.model_copy(update={"accelerator": larger, "parallelism": spec.parallelism.model_copy(update={"strategy": "Tensor"})}),
+            shape=shape_of(PUBLISHED["Grok-1"]),
+        )
     with pytest.raises(InvalidSpecError, match="is Auto, but"):
         settle(
             spec.model_copy(update={"accelerator": spec.accelerator.model_copy(update={"memory": "1Gi"})}),

@@ -162,6 +162,8 @@ def test_a_larger_context_never_needs_less(
         ("Llama-3.1-70B", Split("Pipeline", pipeline=3), Load(1000, 2), 2 * 28 * 8 * 128 * 2 * 2000),  # 26, 26 and 28 layers, static
         # multi-query: one head of 256, which no degree makes smaller
         ("Gemma-2B", Split("None"), Load(32, 1), 2 * 18 * 1 * 256 * 2 * 32 * 3),
+        # Phi-3 gathers its heads again after the cut, so every rank keeps all ten
+        ("Phi-3-medium", Split("Tensor", tensor=2), Load(32, 1), 2 * 40 * 10 * 128 * 2 * 32 * 3),
         # latent attention: (512 + 64) x 2 bytes x 61 layers, whole on every rank
         ("DeepSeek-V3", Split("Expert", tensor=8, expert=8), Load(4096, 2), 576 * 2 * 61 * 8192),
         # static batches of Gemma 3 keep 1024 tokens in five of six layers: 26 layers of 26 // 6 full ones
@@ -209,6 +211,12 @@ def test_a_shape_that_autotp_gets_wrong_is_cut_by_transformers() -> None:
     assert isinstance(found, Planned)
     assert (found.split.engine, found.split.tensor) == ("Tensor", 2)
     assert next(entry.why for entry in found.rejected if entry.engine == "DeepSpeed").startswith("transformers 5 slices")
+
+
+def test_a_tied_head_beside_whole_embeddings_is_never_cut() -> None:
+    shape = model("GPT-NeoX-20B")
+    assert finding(shape, "Tensor").verdict == "right"
+    assert finding(replace(shape, is_tied=True), "Tensor").verdict == "wrong"
 
 
 def test_experts_are_spread_and_never_left_to_autotp() -> None:

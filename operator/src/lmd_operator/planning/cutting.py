@@ -14,6 +14,7 @@ from lmd_operator.planning.families import (
     WHOLE_ATTENTION,
     WHOLE_EMBEDDINGS,
     WHOLE_EXPERTS_UNDER_TENSOR,
+    WHOLE_HEADS,
     WHOLE_SHARED_EXPERTS,
     Engine,
 )
@@ -76,13 +77,13 @@ def legal_tensor_degrees(shape: ModelShape, engine: Engine, most: int = 256) -> 
 
 
 def has_whole_attention(shape: ModelShape) -> bool:
-    """Whether transformers' tensor parallelism leaves attention, and so the cache, whole on every rank."""
+    """Whether transformers' tensor parallelism leaves attention whole on every rank, so that heads do not matter."""
     return shape.family in WHOLE_ATTENTION
 
 
 def heads_of_rank(shape: ModelShape, split: Split) -> tuple[int, int]:
     """Return (query heads, key-value heads) of the rank that has most."""
-    if split.tensor == 1 or (split.engine != "DeepSpeed" and has_whole_attention(shape)):
+    if split.tensor == 1 or (split.engine != "DeepSpeed" and shape.family in WHOLE_HEADS):
         return shape.heads, shape.key_value_heads
     key_value = -(-shape.key_value_heads // split.tensor)
     return shape.heads * key_value // shape.key_value_heads, key_value

@@ -1,9 +1,9 @@
 """Which engine computes which family right: the matrix of measured runs, as data. Pure.
 
 Measured: tiny random models on two and more gloo ranks against one process (float32, left-padded batch of two, greedy tokens with
-cache) with deepspeed 0.19.8, torch 2.13 and transformers 5.23. `RIGHT` means equal tokens. `UNTRIED` means that the library has a
-way to cut the family and nobody has compared it; the worker's self-test at load decides, and `Auto` takes it only when nothing
-proven fits. `WRONG` is never planned.
+cache) with deepspeed 0.19.8, torch 2.13 and transformers 5.23. "right" means equal tokens. "untried" means that the library may have a
+way to cut the family and nobody has compared it: the worker refuses it until somebody has, and `Auto` shows it only when nothing proven
+fits. "wrong" is never planned.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ AUTOTP_WRONG = {
 }
 _TENSOR_RIGHT = frozenset(
     {
-        "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "gpt_oss", "granite", "llama", "mistral", "mixtral",
-        "olmo2", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2",
+        "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
+        "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2",
     }
 )  # fmt: skip
 _WITHOUT_TENSOR_PLAN = frozenset(
@@ -59,6 +59,9 @@ KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | _TENSOR_RIGHT | _EXPER
 
 WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
 """Families whose tensor-parallel plan leaves attention whole on every rank (transformers 5.23, base_model_tp_plan)."""
+WHOLE_HEADS = WHOLE_ATTENTION | {"minimax_m2", "olmo2", "olmo3", "olmoe", "phi3"}
+"""Families of which every rank computes all heads under those plans, and so keeps the whole cache: attention is not cut, or what its
+projections give is gathered again (`colwise_gather_output`)."""
 WHOLE_EXPERTS_UNDER_TENSOR = frozenset({"gpt_oss"})
 """Mixtures whose plan cuts no experts unless they are spread whole (its share of experts a rank at degree 2: 1.00)."""
 WHOLE_SHARED_EXPERTS = frozenset({"granitemoeshared", "hunyuan_v1_moe", "qwen2_moe"})
@@ -121,13 +124,25 @@ def _autotp(shape: ModelShape) -> Finding:
 
 
 def _tensor(shape: ModelShape) -> Finding:
+    if text := _tied_apart(shape):
+        return Finding("wrong", text)
     wrong = dict.fromkeys(_WITHOUT_TENSOR_PLAN, "transformers 5.23 has no tensor-parallel plan for it")
+    wrong["gpt_oss"] = "its plan cuts experts only when they are spread: every rank would hold all of them"
     return _listed(shape, _TENSOR_RIGHT, wrong, "transformers' tensor parallelism")
+
+
+def _tied_apart(shape: ModelShape) -> str:
+    """Return why a head that is cut and tied to an embedding that is not computes other tokens, or nothing."""
+    if shape.is_tied and shape.family in WHOLE_EMBEDDINGS:
+        return "its output head is tied to embeddings that transformers' plan leaves whole, and it computes other tokens"
+    return ""
 
 
 def _expert(shape: ModelShape) -> Finding:
     if not shape.experts:
         return Finding("wrong", "it has no experts")
+    if text := _tied_apart(shape):
+        return Finding("wrong", text)
     wrong = dict.fromkeys(_WITHOUT_EXPERT_PLAN | _WITHOUT_TENSOR_PLAN, "transformers 5.23 has no expert-parallel plan for it")
     return _listed(shape, _EXPERT_RIGHT, wrong, "transformers' expert parallelism")
 
@@ -137,6 +152,4 @@ def _listed(shape: ModelShape, right: frozenset[str], wrong: dict[str, str], wha
         return Finding("right", f"{what} gave {shape.family} the tokens of one process")
     if shape.family in wrong:
         return Finding("wrong", wrong[shape.family])
-    return Finding(
-        "untried", f"{what} was not compared with one process for {shape.family or 'this family'}; the self-test at load decides"
-    )
+    return Finding("untried", f"{what} was not compared with one process for {shape.family or 'this family'}")

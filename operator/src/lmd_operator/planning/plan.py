@@ -7,12 +7,13 @@ CPU's `LOCAL_SIZE` are all read from the `Plan`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import InvalidSpecError, Problem
 from lmd_operator.planning.answers import Planned, Unplannable
 from lmd_operator.planning.asking import accelerator_of, wishes_of
+from lmd_operator.planning.families import finding
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
@@ -62,14 +63,22 @@ def _planned(spec: Spec, shape: ModelShape) -> tuple[PlannedStrategy, int, str]:
     answer = plan(shape, accelerator_of(spec), wishes_of(spec))
     if isinstance(answer, Unplannable):
         raise InvalidSpecError([Problem("spec.parallelism.tensor", f"is Auto, but {answer.why}: {answer.remedy}")])
-    return _runnable(answer.split.engine, answer), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
+    return _runnable(answer, shape), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
 
 
-def _runnable(engine: str, answer: Planned) -> PlannedStrategy:
-    if engine in ("DeepSpeed", "None"):
-        return "DeepSpeed" if engine == "DeepSpeed" else "None"
-    message = f"plans {answer.split}, an engine that is not available in this version: choose DeepSpeed or None, or larger devices"
-    raise InvalidSpecError([Problem("spec.parallelism.strategy", message)])
+def _runnable(answer: Planned, shape: ModelShape) -> PlannedStrategy:
+    """Return the planned strategy. Raises `InvalidSpecError` for one that is not built, and for families nobody compared under it."""
+    if (known := finding(shape, answer.split.engine)).verdict != "right":
+        message = f"plans {answer.split}, but {known.evidence}, and the worker refuses what was not: choose larger devices"
+        raise InvalidSpecError([Problem("spec.parallelism.strategy", message)])
+    found = next((strategy for strategy in get_args(PlannedStrategy) if strategy == answer.split.engine), None)
+    if found is None or answer.nodes > 1:
+        nodes = f" over {answer.nodes} nodes" if answer.nodes > 1 else ""
+        built = ", ".join(get_args(PlannedStrategy))
+        message = f"plans {answer.split}{nodes}, which is not available in this version: choose of {built}, or larger devices"
+        raise InvalidSpecError([Problem("spec.parallelism.strategy", message)])
+    strategy: PlannedStrategy = found
+    return strategy
 
 
 def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:

@@ -109,7 +109,8 @@ def _reasons(search: Search, row: Row, split: Split, memory: DeviceMemory, limit
     else:
         which = "is the smallest legal split that fits" if search.wishes.tensor == "Auto" else "has the degrees asked for"
         yield f"{split} {which}: {memory.needed / GIB:.1f} of {limit / GIB:.1f} GiB to use on the fullest rank"
-    yield finding(shape, split.engine).evidence
+    known = finding(shape, split.engine)
+    yield known.evidence + (", so the worker refuses it until somebody has" if known.verdict == "untried" else "")
     if search.load.scheduler == "Continuous" and (why := static_reason(shape, split.engine)):
         yield f"it is decoded in static batches: {why}"
     if row.place == "several nodes":

@@ -76,7 +76,7 @@ manifest does not, `-o json` is for programs, and `--diff` adds what would chang
 _TABLE = """## Who decides
 
 The first row that applies and has a strategy that is right for the family, at legal degrees that fit, wins; in it the fewest devices. The
-rows of one place are gone through twice, first with what was measured, then also with what nobody compared.
+rows of one place are gone through twice, first with what was measured, then also with what nobody compared, which is shown and not run.
 """
 
 _MEMORY = f"""## What is counted
@@ -99,7 +99,9 @@ two to four ranks); the cache is the worker's own formula. What a GPU's runtime 
 
 def document() -> str:
     """Return the whole page."""
-    legend = "Equal tokens to one process: **yes**; has a way but was not compared: *untried*; never planned: -."
+    legend = (
+        "Equal tokens to one process: **yes**; may have a way and was not compared, so the worker refuses it: *untried*; never planned: -."
+    )
     parts = (
         _HEAD,
         _TABLE,
