@@ -312,6 +312,23 @@ def test_headers_and_configuration_count_alike() -> None:
     assert from_headers.stored_bytes == 2 * from_headers.parameters
 
 
+@given(
+    heads=st.integers(1, 16),
+    size=st.integers(1, 40),
+    odd=st.integers(0, 63),
+    degree=st.integers(2, 16),
+    engine=st.sampled_from(["DeepSpeed", "Tensor"]),
+)
+def test_the_pieces_of_all_ranks_are_the_whole(heads: int, size: int, odd: int, degree: int, engine: Any) -> None:
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": heads * 16 * size, "head_dim": 16 * size}
+    shape = shape_of({**LLAMA, **sizes, "intermediate_size": 64 * size + odd, "vocab_size": 64 * size + odd})
+    split = Split(engine, tensor=min(degree, heads))
+    ranks = [held(shape, split, 0, rank) for rank in range(split.tensor)]
+    whole = shape.elements.other + (shape.elements.embeddings if engine == "DeepSpeed" else 0)
+    assert sum(ranks) - whole * (split.tensor - 1) == pytest.approx(shape.parameters, abs=8 * split.tensor)
+    assert all(rank >= 0 for rank in ranks)
+
+
 def test_layers_that_predict_further_tokens_are_not_counted() -> None:
     assert shape_of(LLAMA, tensors_of_llama(3)) == shape_of(LLAMA, tensors_of_llama(2))
 
