@@ -155,9 +155,9 @@ def test_the_plain_manifests_hold_the_crd() -> None:
 
 
 def used() -> set[Right]:
-    """Every right that a call of `Api` in the sources needs."""
+    """Every right that a call of `Api` in the operator's sources needs; commands of people have the rights of these people."""
     rights = set(BY_KOPF)
-    for path in sorted(SOURCES.rglob("*.py")):
+    for path in sorted(path for path in SOURCES.rglob("*.py") if path.parent.name != "commands"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
