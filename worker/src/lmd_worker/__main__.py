@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 USAGE = """usage: lmd-worker COMMAND
 
   fetch   bring the weights, whole and verified, or say why not (init container)
+  remove  give up a model in a shared cache; it goes with its last user (Job)
   serve   check what is mounted, then become the model server (the container's command)
   inspect say what a model is, from its configuration and headers (see lmd inspect --help)
   ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
@@ -37,6 +38,15 @@ def fetch(environment: Environment) -> int:
 
     logs.configure(0)
     return weights.run(os.environ, environment.termination_message_path)
+
+
+def remove(environment: Environment) -> int:
+    """Remove a shared model with its last user."""
+    from lmd_worker import logs
+    from lmd_worker.weights import shared
+
+    logs.configure(0)
+    return shared.run(os.environ, environment.termination_message_path)
 
 
 def serve(environment: Environment) -> int:
@@ -79,6 +89,7 @@ def front_door(environment: Environment) -> int:
 
 COMMANDS: dict[str, Callable[[Environment], int]] = {
     "fetch": fetch,
+    "remove": remove,
     "serve": serve,
     "ready": ready,
     "alive": alive,

@@ -26,6 +26,7 @@ FetchReason = Literal[
     "WeightsTruncated",
     "EndpointUnreachable",
     "CacheLocked",
+    "CacheIncomplete",
     "FetchFailed",
 ]
 

@@ -31,13 +31,13 @@ from lmd_worker.weights.objects import S3
 from lmd_worker.weights.place import Marker, Place
 from lmd_worker.weights.progress import PORT, Meter, readable, shown
 from lmd_worker.weights.remote import InterruptedReadError, Patience, Remote, StoppedError, patiently, pause
+from lmd_worker.weights.shared import require_whole
 from lmd_worker.weights.source import HUB_TOKEN, DirectorySource, HubSource, Order, S3Source
 
 CONNECTIONS = 8
 WAITING = "waiting for another fetch of the same model"
 """What is said while another pod fills the same directory; the operator knows these words."""
 SPACE_MARGIN_BYTES = 64 * 2**20
-DEFAULT_SOURCE_FILE = "/etc/lmd/source.json"
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
     lastwords.clear(last_words)
     meter = Meter()
     try:
-        order = source.read(Path(variables.get(source.SOURCE_FILE) or DEFAULT_SOURCE_FILE))
+        order = source.read(source.file(variables))
         with shown(meter, _port(variables)):
             fetched = fetch(order, variables, meter)
     except FetchError as error:
@@ -82,10 +82,14 @@ def fetch(order: Order, variables: Mapping[str, str], meter: Meter, patience: Pa
     """Make the order's directory hold the whole, verified model. Raises `FetchError`."""
     if isinstance(order.source, DirectorySource):
         return _verified_in_place(order, order.source, meter)
+    if not order.bring:
+        return _fetched(Path(order.into), require_whole(order))
     remote = _remote(order.source, variables)
     place = Place(Path(order.into))
     try:
         with place.locked(lambda: meter.say(WAITING)):
+            if order.user is not None:
+                place.note_user(order.user)
             return _Fetch(order, remote, place, meter, patience).run()
     except OSError as error:
         raise _of_the_disk(error, Path(order.into).parent) from error
@@ -95,6 +99,10 @@ def _remote(wanted: HubSource | S3Source, variables: Mapping[str, str]) -> Remot
     if isinstance(wanted, HubSource):
         return Hub(wanted, variables.get(HUB_TOKEN) or None)
     return S3(wanted, variables)
+
+
+def _fetched(directory: Path, marker: Marker) -> Fetched:
+    return Fetched(directory, marker.revision, sum(size for size, _ in marker.files.values()))
 
 
 class _Fetch:
@@ -135,7 +143,7 @@ class _Fetch:
         return there if all(there.files.get(name, (0, ""))[1] == digest for name, digest in self._order.sha256.items()) else None
 
     def _fetched(self, marker: Marker) -> Fetched:
-        return Fetched(self._place.target, marker.revision, sum(size for size, _ in marker.files.values()))
+        return _fetched(self._place.target, marker)
 
     def _chosen(self, found: Listing) -> tuple[RemoteFile, ...]:
         files = listing.candidates(found, self._origin, remote_code=self._order.remote_code)

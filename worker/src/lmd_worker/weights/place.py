@@ -3,6 +3,7 @@
 <parent>/.<name>.lock       held by the one fetch that writes; released by the kernel, however the holder ends
 <parent>/.<name>.partial    what is being fetched
 <parent>/.<name>.old        a former revision, for the moment in which the new one takes its name
+<parent>/.<name>.users      an empty file for each object that uses a shared model
 <parent>/<name>             the model, with the marker of a finished fetch in it
 """
 
@@ -41,6 +42,7 @@ class Place:
         self.partial = target.with_name(f".{target.name}.partial")
         self._old = target.with_name(f".{target.name}.old")
         self._lock = target.with_name(f".{target.name}.lock")
+        self._users = target.with_name(f".{target.name}.users")
 
     @contextmanager
     def locked(self, waiting: Callable[[], object]) -> Iterator[None]:
@@ -76,6 +78,27 @@ class Place:
         shutil.rmtree(self._old, ignore_errors=True)
         self._forget_journals()
 
+    def note_user(self, user: str) -> None:
+        """Write down who uses the model; by the holder of the lock."""
+        self._users.mkdir(exist_ok=True)
+        (self._users / user).touch()
+
+    def forget_user(self, user: str) -> int:
+        """Strike out a user and return how many are left; by the holder of the lock."""
+        (self._users / user).unlink(missing_ok=True)
+        return len(list(self._users.iterdir())) if self._users.is_dir() else 0
+
+    def remove(self) -> Iterator[Step]:
+        """Yield the steps that remove everything but the lock, in order; a kill between two of them leaves no model that looks whole.
+
+        The lock stays, as whoever waits for it has this very file open.
+        """
+        yield lambda: _remove(self._old)
+        if self.target.exists():
+            yield lambda: self.target.rename(self._old)
+        for path in (self._old, self.partial, self._users):
+            yield lambda path=path: _remove(path)  # type: ignore[misc]
+
     def finish(self, marker: Marker) -> Iterator[Step]:
         """Yield the steps that give the directory its name, in order; none is yielded before the one before it was carried out.
 
@@ -104,6 +127,11 @@ class Place:
         for path in self.partial.iterdir():
             if path.name not in kept:
                 path.unlink()
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
 
 
 def _write(path: Path, marker: Marker) -> None:

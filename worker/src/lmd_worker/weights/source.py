@@ -6,6 +6,7 @@ The operator renders it as `source.json`; it never holds a secret. Tokens and ke
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from lmd_worker.errors import SettingsError
 
 SOURCE_FILE = "LMD_SOURCE_FILE"
-"""Environment variable: the path of source.json. Default /etc/lmd/source.json."""
+"""Environment variable: the path of source.json. Default: `DEFAULT_FILE`."""
 HUB_TOKEN = "HF_TOKEN"
 """Environment variable: the hub's access token. Default: none, which open models do not need."""
 PUBLIC_HUB = "https://huggingface.co"
 
 _URL = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
 """Without user, password or query: this text stands in messages."""
+
+DEFAULT_FILE = "/etc/lmd/source.json"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[a-f0-9]{64}$")]
 
@@ -86,6 +89,15 @@ class Order(_Part):
         default=True, description="Ask whether a branch has moved; never in a shared cache, where others read what would be replaced."
     )
     remote_code: bool = Field(default=False, description="Take the model's own Python files too.")
+    bring: bool = Field(default=True, description="Fetch what is missing; if not, only look whether it is there, whole.")
+    user: str | None = Field(
+        default=None, pattern=r"^[a-z0-9.-]{1,128}$", description="Who uses a shared directory: it stays as long as anybody does."
+    )
+
+
+def file(variables: Mapping[str, str]) -> Path:
+    """Return where source.json is."""
+    return Path(variables.get(SOURCE_FILE) or DEFAULT_FILE)
 
 
 def read(path: Path) -> Order:
