@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))
 KINDS_OF_SCENARIO = {
+    "cache-removed-with-the-object": {"ConfigMap", "Job-fetch", "Job-remove", "NetworkPolicy", "NetworkPolicy-tasks"},
     "fetched-from-a-hub": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "fetched-from-s3": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "handler-in-a-config-map": {"ConfigMap", "Deployment"},
@@ -30,7 +31,7 @@ KINDS_OF_SCENARIO = {
     "recreate": {"Deployment"},
     "restart-token": {"Deployment"},
     "rolling-update-with-surge-only": {"Deployment", "PodDisruptionBudget"},
-    "shared-cache": {"ConfigMap", "Deployment"},
+    "shared-cache": {"ConfigMap", "Deployment", "Job-fetch"},
     "suspended": {"Deployment"},
     "verified-on-a-claim": {"ConfigMap", "Deployment"},
     "template-with-everything": {"Deployment", "PodDisruptionBudget"},
@@ -58,12 +59,17 @@ Readable.add_representer(str, _text)
 
 
 def children(manifest: Path) -> dict[str, dict[str, Any]]:
-    """Every child of the object by its kind."""
+    """Every child of the object by its kind, with its task where there are several of a kind."""
     owner = parse(yaml.safe_load(manifest.read_text()))
     documents = [document(resource) for resource in desired(owner, Settings()).resources]
-    found = {content["kind"]: content for content in documents}
+    found = {_key(content): content for content in documents}
     assert len(found) == len(documents)
     return found
+
+
+def _key(content: dict[str, Any]) -> str:
+    task = content["metadata"]["labels"].get("largemodel.dev/task")
+    return f"{content['kind']}-{task}" if task else content["kind"]
 
 
 def cases() -> Iterator[Any]:

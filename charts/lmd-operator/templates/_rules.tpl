@@ -31,6 +31,10 @@ exists and needs `create` besides when it does not.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch]
+# fill and clear shared claims; patch also lets a Job run that waited for the end of its object
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
 # why a replica does not answer is read from its pod
 - apiGroups: [""]
   resources: [pods]

@@ -23,7 +23,7 @@ from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.connection import Connection, own_namespace
 from lmd_operator.cluster.door import Door
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import LARGE_MODEL_DEPLOYMENT, WATCHED
+from lmd_operator.cluster.kinds import LARGE_MODEL_DEPLOYMENT, SELECTORS, WATCHED
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.cluster.reflector import Reflector
@@ -59,8 +59,8 @@ class App:
         self.parents = Parents(self.queue.add)
         self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
         self._reflectors = [
-            Reflector(self.api, cache, namespace, LABEL_DEPLOYMENT, time.monotonic)
-            for cache in self._caches.values()
+            Reflector(self.api, cache, namespace, SELECTORS.get(kind, LABEL_DEPLOYMENT), time.monotonic)
+            for kind, cache in self._caches.items()
             for namespace in settings.watched_namespaces
         ]
         self._progress = ProgressReader()

@@ -10,6 +10,8 @@ from lmd_operator.names import CONTAINER, FETCH_CONTAINER, FRONT_DOOR, LABEL_REV
 
 MESSAGE_LIMIT = 1024
 _INITIALIZING = "PodInitializing"
+_JOB_NAME = "batch.kubernetes.io/job-name"
+"""Set by Kubernetes on the pods of Jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,22 @@ class DeploymentState:
 
 
 @dataclass(frozen=True, slots=True)
+class JobState:
+    """`.status` of a Job. `failure` says why it was given up, empty while it was not; a Job that waits is suspended."""
+
+    is_complete: bool
+    is_suspended: bool
+    failure: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will not run any more."""
+        return self.is_complete or bool(self.failure)
+
+
+@dataclass(frozen=True, slots=True)
 class FetchState:
-    """The init container that brings the weights.
+    """The init container that brings the weights, or the one container of a Job's pod.
 
     `message` is its last words: what it brought as JSON, or a reason, a colon and a sentence. `exit_code` is of its last end.
     """
@@ -61,7 +77,7 @@ class PodState:
     is cleared away, holds no devices, and its Deployment has replaced it.
     `waiting` is the reason its worker waits for (ImagePullBackOff, CrashLoopBackOff, ...) with its message;
     `last_*` is how the worker ended the last time: reason, exit code and its own last words. `fetch` is None for a pod that
-    brings no weights; `address` is the pod's own.
+    brings no weights; `address` is the pod's own. `job` is the name of the Job that a pod is of; such a pod is never ready.
     """
 
     name: str
@@ -81,6 +97,21 @@ class PodState:
     last_message: str
     address: str = ""
     fetch: FetchState | None = None
+    job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """A Job of an object, None until it is there, and its pods."""
+
+    name: str
+    state: JobState | None
+    pods: tuple[PodState, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has done its work."""
+        return self.state is not None and self.state.is_complete
 
 
 def progress(document: object) -> Progress | None:
@@ -115,12 +146,22 @@ def deployment_state(document: Mapping[str, Any]) -> DeploymentState:
     )
 
 
+def job_state(document: Mapping[str, Any]) -> JobState:
+    """Read a Job as the API server sends it."""
+    status = document.get("status") or {}
+    true = {entry["type"]: entry for entry in status.get("conditions") or [] if entry.get("status") == "True"}
+    failed = true.get("Failed")
+    words = "" if failed is None else failed.get("message") or failed.get("reason") or "it has failed"
+    return JobState("Complete" in true, bool((document.get("spec") or {}).get("suspend")), words[:MESSAGE_LIMIT])
+
+
 def pod_state(document: Mapping[str, Any]) -> PodState:
     """Read a pod as the API server sends it."""
     status = document.get("status") or {}
     metadata = document["metadata"]
     conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
     scheduled = conditions.get("PodScheduled", {})
+    job = (metadata.get("labels") or {}).get(_JOB_NAME, "")
     worker: Mapping[str, Any] = next((entry for entry in status.get("containerStatuses") or [] if entry.get("name") == CONTAINER), {})
     waiting = _waiting(status, worker)
     ended = (worker.get("state") or {}).get("terminated") or (worker.get("lastState") or {}).get("terminated") or {}
@@ -129,7 +170,7 @@ def pod_state(document: Mapping[str, Any]) -> PodState:
         revision=(metadata.get("labels") or {}).get(LABEL_REVISION, ""),
         is_going=bool(metadata.get("deletionTimestamp")),
         is_ended=status.get("phase") in ("Failed", "Succeeded"),
-        is_ready=conditions.get("Ready", {}).get("status") == "True",
+        is_ready=conditions.get("Ready", {}).get("status") == "True" and not job,
         is_scheduled=scheduled.get("status") == "True",
         scheduling_message=scheduled.get("message", "")[:MESSAGE_LIMIT],
         has_started=bool(worker.get("started")),
@@ -141,12 +182,16 @@ def pod_state(document: Mapping[str, Any]) -> PodState:
         last_exit_code=ended.get("exitCode", 0),
         last_message=ended.get("message", "").strip()[-MESSAGE_LIMIT:],
         address=status.get("podIP", ""),
-        fetch=_fetch_state(status),
+        fetch=_fetch_state(next(iter(status.get("containerStatuses") or []), None) if job else _init_fetch(status)),
+        job=job,
     )
 
 
-def _fetch_state(status: Mapping[str, Any]) -> FetchState | None:
-    found = next((entry for entry in status.get("initContainerStatuses") or [] if entry.get("name") == FETCH_CONTAINER), None)
+def _init_fetch(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((entry for entry in status.get("initContainerStatuses") or [] if entry.get("name") == FETCH_CONTAINER), None)
+
+
+def _fetch_state(found: Mapping[str, Any] | None) -> FetchState | None:
     if found is None:
         return None
     state = found.get("state") or {}

@@ -18,12 +18,13 @@ from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.door import Child, Door, ForeignObjectError
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import CHILDREN, CONFIG_MAP, DEPLOYMENT, LARGE_MODEL_DEPLOYMENT, POD, Kind
+from lmd_operator.cluster.kinds import CHILDREN, CONFIG_MAP, DEPLOYMENT, JOB, LARGE_MODEL_DEPLOYMENT, POD, Kind
 from lmd_operator.cluster.parents import Parent, Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
 from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
-from lmd_operator.observed import DeploymentState, PodState, Progress
+from lmd_operator.observed import DeploymentState, JobState, PodState, Progress, TaskState
+from lmd_operator.removals import Removals
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings
 from lmd_operator.status import Observed, refused, summarize
@@ -87,6 +88,7 @@ class Reconciler:
         self._clock = clock
         self._now = now
         self._read_progress = read_progress
+        self._removals = Removals(api, caches, door)
         self._memory: dict[Key, Memory] = {}
 
     async def reconcile(self, key: Key) -> Result:
@@ -94,6 +96,8 @@ class Reconciler:
         parent = self._parents.get(key)
         if parent is None or parent.is_going:
             self._forget(key)
+            if parent is None:
+                await self._removals.begin(key)
             return Result()
         memory = self._memory.setdefault(key, Memory())
         try:
@@ -104,24 +108,27 @@ class Reconciler:
         built = memory.built
         if built is None:
             raise TypeError("a parsed object has been built")
-        if memory.is_applied and self._lacks_children(memory.children) and not await self._exists(parent):
+        children = self._startable(parent, memory.children, built, owner)
+        if memory.is_applied and self._lacks_children(children) and not await self._exists(parent):
             return Result()
-        failures, retry = await self._apply(memory.children, parent.uid)
+        await self._removals.clear(key)
+        failures, retry = await self._apply(children, parent.uid)
         if not memory.is_applied and not parent.status.conditions:
             memory.status_at = self._clock()  # one write tells more a second later, and children of a thousand new objects go first
         memory.is_applied = True
         await self._prune(key, parent.uid, owner, memory.children)
-        observed = await self._with_progress(self._observe(parent, failures))
+        await self._removals.prune(key, memory.children)
+        observed = await self._with_progress(self._observe(parent, failures, built.fill))
         result = await self._report(parent, memory, summarize(owner, built, observed, parent.status, self._now()))
-        if any(pod.fetch is not None and pod.fetch.is_running for pod in observed.live()):
+        if observed.is_bringing():
             result = replace(result, again_seconds=result.again_seconds or PROGRESS_STATUS_SECONDS)
         return replace(result, retry=retry)
 
     async def _with_progress(self, observed: Observed) -> Observed:
         """Return what was observed with what fetching pods say of themselves; nobody else is asked."""
-        if self._read_progress is None or not any(pod.fetch is not None and pod.fetch.is_running for pod in observed.live()):
+        if self._read_progress is None or not observed.is_bringing():
             return observed
-        return replace(observed, progress=await self._read_progress(observed.live()))
+        return replace(observed, progress=await self._read_progress(observed.bringing()))
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
         """Return the typed object; reading and rendering are done once per generation, and the typed children not kept: they are large."""
@@ -132,6 +139,17 @@ class Reconciler:
             memory.owner, memory.built = owner, replace(built, resources=())
             memory.generation, memory.uid = parent.generation, parent.uid
         return memory.owner
+
+    def _startable(self, parent: Parent, children: tuple[Child, ...], built: Desired, owner: LargeModelDeployment) -> tuple[Child, ...]:
+        """Return the children that may be there now: no replica starts or changes before the cache is filled.
+
+        So no devices are held while weights arrive, and replicas of an older revision answer until the newer one can start.
+        """
+        fill = self._caches[JOB].get(parent.namespace, built.fill) if built.fill else None
+        is_awaited = built.fill and not (fill is not None and isinstance(fill.state, JobState) and fill.state.is_complete)
+        if not is_awaited or owner.spec.suspend or owner.spec.replicas == 0:
+            return children
+        return tuple(child for child in children if child.kind is not DEPLOYMENT)
 
     def _lacks_children(self, children: tuple[Child, ...]) -> bool:
         return any(self._caches[child.kind].get(child.namespace, child.name) is None for child in children)
@@ -197,17 +215,23 @@ class Reconciler:
         """Return the object's ConfigMaps, newest first."""
         return sorted(self._caches[CONFIG_MAP].of(*key), key=lambda record: (record.created, record.version), reverse=True)
 
-    def _observe(self, parent: Parent, failures: list[str]) -> Observed:
+    def _observe(self, parent: Parent, failures: list[str], fill: str = "") -> Observed:
         key = (parent.namespace, parent.name)
         deployment = self._caches[DEPLOYMENT].get(*key)
         state = deployment.state if deployment is not None and deployment.owner_uid == parent.uid else None
-        pods = [record.state for record in self._caches[POD].of(*key)]
+        pods = [record.state for record in self._caches[POD].of(*key) if isinstance(record.state, PodState)]
         return Observed(
             deployment=state if isinstance(state, DeploymentState) else None,
-            pods=tuple(pod for pod in pods if isinstance(pod, PodState)),
+            pods=tuple(pod for pod in pods if not pod.job),
             revisions=tuple(Revision(name=record.revision, config_map=record.name) for record in self._revisions(key)),
             failures=tuple(failures),
+            fill=self._task(parent, fill, pods) if fill else None,
         )
+
+    def _task(self, parent: Parent, name: str, pods: list[PodState]) -> TaskState:
+        found = self._caches[JOB].get(parent.namespace, name)
+        state = found.state if found is not None and found.owner_uid == parent.uid else None
+        return TaskState(name, state if isinstance(state, JobState) else None, tuple(pod for pod in pods if pod.job == name))
 
     async def _report(self, parent: Parent, memory: Memory, status: Status) -> Result:
         """Write the status if it differs; news of progress only, at most every few seconds."""

@@ -31,7 +31,13 @@ Pod = dict[str, Any]
 
 def children(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
     documents = [document(resource) for resource in desired(parse(source), Settings()).resources]
-    return {content["kind"]: content for content in documents}
+    return {content["kind"]: content for content in documents if "largemodel.dev/task" not in content["metadata"]["labels"]}
+
+
+def jobs(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """The Jobs of an object, and the policy of their pods last."""
+    documents = [document(resource) for resource in desired(parse(source), Settings()).resources]
+    return [content for content in documents if "largemodel.dev/task" in content["metadata"]["labels"]]
 
 
 def violations(pod: Pod) -> set[str]:
@@ -241,7 +247,9 @@ def test_only_requests_metrics_and_the_question_for_progress_may_come_in(source:
     found = children(source)
     policy = found["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    is_fetched = any(source["spec"]["model"]["source"].get(kind) for kind in ("huggingFace", "s3"))
+    is_fetched = any(source["spec"]["model"]["source"].get(kind) for kind in ("huggingFace", "s3")) and not source["spec"]["model"].get(
+        "cache"
+    )
     assert bool(policy["egress"]) is is_fetched, "only a pod that fetches talks to anybody"
     *fetch, front_door = pod["initContainers"]
     asked = [{"port": 8083, "protocol": "TCP"}] if fetch else []

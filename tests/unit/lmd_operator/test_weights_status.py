@@ -92,11 +92,11 @@ def test_progress_is_told_in_words() -> None:
     assert "nothing moves" in standing.message
 
 
-def test_a_replica_that_waits_for_another_says_so() -> None:
+def test_a_fetch_that_waits_for_another_says_so() -> None:
     assert weights.WAITING == fetch.WAITING
     cause = of_pod(a_pod(RUNNING), Progress(weights.WAITING, 0, 0, 0, None))
     assert cause is not None
-    assert (cause.reason, "this one waits" in cause.message) == ("FetchingWeights", True)
+    assert (cause.reason, "for another object" in cause.message) == ("FetchingWeights", True)
 
 
 def test_the_status_tells_of_the_replica_that_has_least() -> None:

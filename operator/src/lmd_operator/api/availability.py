@@ -19,11 +19,6 @@ def _later(what: str, instead: str) -> str:
 
 _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     (
-        "spec.model.cache.onDelete",
-        lambda s: s.model.cache is not None and s.model.cache.on_delete == "Delete",
-        _later("Delete is", "use Retain and delete the claim when no object uses it any more"),
-    ),
-    (
         "spec.parallelism.strategy",
         lambda s: s.parallelism.strategy not in ("Auto", "DeepSpeed", "None"),
         _later("names an engine that is", _STRATEGIES),

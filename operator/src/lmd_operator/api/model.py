@@ -151,12 +151,12 @@ class ModelSource(ApiModel):
 
 
 class ModelCache(ApiModel):
-    """A claim that replicas share, filled once: by the first replica, while the others wait."""
+    """A claim that replicas share, filled once: by a Job, for which they wait."""
 
     claim_name: DnsName
-    """Name of the claim. Every replica mounts it writable for the fetch and read-only for the worker."""
+    """Name of the claim. The Job mounts it writable, replicas read-only."""
     on_delete: Literal["Retain", "Delete"] = "Retain"
-    """What happens to the files when the object is deleted."""
+    """What happens to the files when the object is deleted. Delete removes them once no other object uses them."""
 
 
 class Verification(ApiModel):

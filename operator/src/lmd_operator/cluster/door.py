@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.errors import ApiError
-from lmd_operator.cluster.kinds import BY_NAME, LARGE_MODEL_DEPLOYMENT, Kind
+from lmd_operator.cluster.kinds import BY_NAME, JOB, LARGE_MODEL_DEPLOYMENT, Kind
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.records import Record, owned_fields, version_number
 from lmd_operator.cluster.records import record as make_record
@@ -113,6 +113,12 @@ class Door:
         self._caches[record.kind].remove(record.namespace, record.name, record.uid)
         self._settled.pop((record.kind.name, record.namespace, record.name), None)
 
+    async def let_go(self, record: Record) -> None:
+        """Let a suspended Job run, exactly the one that was seen."""
+        change = {"metadata": {"uid": record.uid}, "spec": {"suspend": False}}
+        self._caches[JOB].put(await self._api.merge(JOB, record.namespace, record.name, change), is_own=True)
+        self._settled.pop((record.kind.name, record.namespace, record.name), None)
+
     def forget(self, namespace: str, owner: str) -> None:
         """Forget what is known of the children of an object that is gone."""
         for kind, cache in self._caches.items():
@@ -141,7 +147,7 @@ def _require_ours(live: Record, owner: str, owner_uid: str) -> None:
     What a deleted object of the same name has left is in nobody's way for long: the garbage collector takes it.
     """
     doing, what = f"applying {live.kind.name} {live.name}", f"{live.kind.name} {live.name}"
-    if live.owner_uid != owner_uid and (live.controller or not _carries_our_marks(live, owner)):
+    if live.owner_uid != owner_uid and (live.controller or not carries_our_marks(live, owner)):
         if live.controller == f"{LARGE_MODEL_DEPLOYMENT.name} {owner}":
             raise ApiError(doing, 409, f"{what} is left of a deleted object of the same name; it will be made anew", "Terminating")
         raise ForeignObjectError(live.kind, live.name, live.controller)
@@ -149,7 +155,7 @@ def _require_ours(live: Record, owner: str, owner_uid: str) -> None:
         raise ApiError(doing, 409, f"{what} is being deleted; it will be made anew", "Terminating")
 
 
-def _carries_our_marks(live: Record, owner: str) -> bool:
+def carries_our_marks(live: Record, owner: str) -> bool:
     """Return whether an object without a controller has our label and our annotation, which nobody else writes."""
     metadata = live.owned_fields().get("metadata", {})
     label = metadata.get("labels", {}).get(LABEL_DEPLOYMENT)

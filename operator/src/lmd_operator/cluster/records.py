@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from lmd_operator.cluster.kinds import POD, Kind
-from lmd_operator.names import LABEL_DEPLOYMENT
-from lmd_operator.observed import DeploymentState, PodState, deployment_state, pod_state
+from lmd_operator.cluster.kinds import DEPLOYMENT, JOB, POD, Kind
+from lmd_operator.names import LABEL_DEPLOYMENT, LABEL_TASK_OF
+from lmd_operator.observed import DeploymentState, JobState, PodState, deployment_state, job_state, pod_state
 
 Document = dict[str, Any]
+State = DeploymentState | JobState | PodState
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Record:
     is_going: bool
     digest: bytes
     content: bytes
-    state: DeploymentState | PodState | None
+    state: State | None
 
     def owned_fields(self) -> Document:
         """Return the fields of the live object that a manifest can set."""
@@ -65,7 +67,9 @@ def record(kind: Kind, document: Document, known: Record | None = None) -> Recor
         uid=metadata.get("uid", ""),
         version=version_number(metadata.get("resourceVersion", "")),
         created=metadata.get("creationTimestamp") or "",
-        owner=labels.get(LABEL_DEPLOYMENT) or (controller.get("name", "") if controller.get("kind") == "LargeModelDeployment" else ""),
+        owner=labels.get(LABEL_DEPLOYMENT)
+        or labels.get(LABEL_TASK_OF)
+        or (controller.get("name", "") if controller.get("kind") == "LargeModelDeployment" else ""),
         controller=f"{controller['kind']} {controller['name']}" if controller else "",
         owner_uid=controller.get("uid", ""),
         revision=labels.get("largemodel.dev/revision", ""),
@@ -88,7 +92,9 @@ def version_number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _state(kind: Kind, document: Document) -> DeploymentState | PodState | None:
-    if kind is POD:
-        return pod_state(document)
-    return deployment_state(document) if kind.name == "Deployment" else None
+_READERS: dict[Kind, Callable[[Document], State]] = {POD: pod_state, DEPLOYMENT: deployment_state, JOB: job_state}
+
+
+def _state(kind: Kind, document: Document) -> State | None:
+    read = _READERS.get(kind)
+    return None if read is None else read(document)

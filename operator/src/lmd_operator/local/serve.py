@@ -58,6 +58,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
 
     Raises `LocalRunError` when it cannot go on; every process and file is gone in any case.
     """
+    deployment = _alone(deployment)
     port = require_free(options.port)
     java = java_directory()
     with _stopping_by_signal(), _folder() as root, Janitor(root):
@@ -86,6 +87,12 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
             return
         display.phase("serving; stop with Ctrl-C")
         raise LocalRunError(server.wait_until_unhealthy())
+
+
+def _alone(deployment: LargeModelDeployment) -> LargeModelDeployment:
+    """Return the object without a claim that replicas would share: there is one, and what is fetched is found the next time."""
+    model = deployment.spec.model.model_copy(update={"cache": None})
+    return deployment.model_copy(update={"spec": deployment.spec.model_copy(update={"model": model})})
 
 
 def _patience(deployment: LargeModelDeployment) -> float:

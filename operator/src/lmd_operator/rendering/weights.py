@@ -55,16 +55,14 @@ def directory(source: HuggingFaceSource | S3Source) -> str:
 
 def order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
     """Return the content of source.json, as `lmd_worker.weights.source.Order` reads it."""
-    remote = remote_source(deployment)
-    into = model_path(deployment, layout)
-    verify = deployment.spec.model.verify
-    return {
-        "source": {"kind": "directory", "path": into} if remote is None else _told(remote),
-        "into": into,
-        "sha256": dict(verify.sha256) if verify else {},
-        "refresh": deployment.spec.model.cache is None,
-        "remote_code": deployment.spec.model.trust_remote_code,
-    }
+    told = {**_order(deployment, layout), "refresh": deployment.spec.model.cache is None}
+    return told if deployment.spec.model.cache is None else {**told, "bring": False}
+
+
+def cache_order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
+    """Return what the Job is told that fills the cache, and the one that gives up what is in it."""
+    user = f"{deployment.metadata.namespace}.{deployment.metadata.name}"
+    return {**_order(deployment, layout), "refresh": False, "user": user}
 
 
 def ports(deployment: LargeModelDeployment) -> list[int]:
@@ -76,6 +74,18 @@ def ports(deployment: LargeModelDeployment) -> list[int]:
         variable.value for variable in deployment.spec.template.env if variable.name.lower() in ("http_proxy", "https_proxy", "all_proxy")
     ]
     return sorted({HTTPS_PORT, *(_port(address) for address in (remote.endpoint, *proxies) if address)})
+
+
+def _order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
+    remote = remote_source(deployment)
+    into = model_path(deployment, layout)
+    verify = deployment.spec.model.verify
+    return {
+        "source": {"kind": "directory", "path": into} if remote is None else _told(remote),
+        "into": into,
+        "sha256": dict(verify.sha256) if verify else {},
+        "remote_code": deployment.spec.model.trust_remote_code,
+    }
 
 
 def _told(source: HuggingFaceSource | S3Source) -> dict[str, Any]:

@@ -13,21 +13,23 @@ from lmd_operator.planning.plan import Plan, settle
 from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.rendering.files import RenderedFiles, render
 from lmd_operator.rendering.layout import POD, Layout
+from lmd_operator.resources.cache import fill_job, removal_job
 from lmd_operator.resources.config_map import config_map
 from lmd_operator.resources.deployment import deployment
 from lmd_operator.resources.disruption_budget import disruption_budget
-from lmd_operator.resources.network_policy import network_policy
+from lmd_operator.resources.network_policy import network_policy, task_policy
 from lmd_operator.resources.service import service
 from lmd_operator.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """One object's plan, its files and its children."""
+    """One object's plan, its files and its children. `fill` is the name of the Job without which no replica starts, if any."""
 
     plan: Plan
     files: RenderedFiles
     resources: tuple[BaseModel, ...]
+    fill: str = ""
 
 
 def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = POD, shape: ModelShape | None = None) -> Desired:
@@ -37,14 +39,19 @@ def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = PO
     """
     plan = settle(owner.spec, cpu_cores(owner), shape)
     files = render(owner, plan, layout)
+    fill = fill_job(owner, settings)
     children: list[BaseModel | None] = [
         config_map(owner, files),
         network_policy(owner),
+        task_policy(owner) if fill is not None else None,
         service(owner),
         disruption_budget(owner),
+        removal_job(owner, settings),
+        fill,
         deployment(owner, plan, files, settings, layout),
     ]
-    return Desired(plan, files, tuple(child for child in children if child is not None))
+    name = fill.metadata.name if fill is not None and fill.metadata is not None else None
+    return Desired(plan, files, tuple(child for child in children if child is not None), name or "")
 
 
 def cpu_cores(owner: LargeModelDeployment) -> float | None:

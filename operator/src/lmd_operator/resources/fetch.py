@@ -1,18 +1,17 @@
 """The init container that brings the weights, or verifies them where they are, before the worker starts.
 
-It alone gets the source's token or keys, as environment from Secrets: never as an argument, in a file or in a ConfigMap.
+It alone gets the source's token or keys, as environment from Secrets: never as an argument, in a file or in a ConfigMap. What
+a Job has put into a shared claim it only looks at, and gets none.
 """
 
 from __future__ import annotations
 
-from kubernetes.client.models.v1_capabilities import V1Capabilities
 from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_container_port import V1ContainerPort
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_env_var_source import V1EnvVarSource
 from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
 from kubernetes.client.models.v1_secret_key_selector import V1SecretKeySelector
-from kubernetes.client.models.v1_security_context import V1SecurityContext
 from kubernetes.client.models.v1_volume_mount import V1VolumeMount
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -26,11 +25,12 @@ from lmd_operator.names import (
 )
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.rendering.weights import SOURCE, needs_fetch, remote_source
+from lmd_operator.resources import security
 from lmd_operator.settings import Settings
 
-CPU_REQUEST = "500m"
-MEMORY_REQUEST, MEMORY_LIMIT = "256Mi", "1Gi"
+RESOURCES = V1ResourceRequirements(requests={"cpu": "500m", "memory": "256Mi"}, limits={"memory": "1Gi"})
 """Measured well below 300 MiB; the limit also holds the page cache of what is written, which the kernel takes back."""
+PORT = V1ContainerPort(name="progress", container_port=PORT_PROGRESS, protocol="TCP")
 HUB_TOKEN = "HF_TOKEN"
 AWS_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
 """Variable, which is also the key in the Secret, to whether it may be missing there."""
@@ -40,23 +40,23 @@ def fetch_container(deployment: LargeModelDeployment, settings: Settings, layout
     """Return the container, or None when there is nothing to fetch or to verify."""
     if not needs_fetch(deployment):
         return None
+    is_shared = deployment.spec.model.cache is not None
     return V1Container(
         name=FETCH_CONTAINER,
         image=deployment.spec.template.image or settings.worker_image,
         command=[WORKER_COMMAND, "fetch"],
-        env=[*_environment(deployment, layout), *sorted(deployment.spec.template.env, key=lambda variable: variable.name)],
-        ports=[V1ContainerPort(name="progress", container_port=PORT_PROGRESS, protocol="TCP")],
-        resources=V1ResourceRequirements(requests={"cpu": CPU_REQUEST, "memory": MEMORY_REQUEST}, limits={"memory": MEMORY_LIMIT}),
-        security_context=V1SecurityContext(
-            allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=V1Capabilities(drop=["ALL"])
-        ),
+        env=[*environment(layout), *([] if is_shared else secrets(deployment)), *own_variables(deployment)],
+        ports=[PORT],
+        resources=RESOURCES,
+        security_context=security.of_container(),
         termination_message_path=layout.termination_message,
         termination_message_policy="FallbackToLogsOnError",
         volume_mounts=_mounts(deployment, layout),
     )
 
 
-def _environment(deployment: LargeModelDeployment, layout: Layout) -> list[V1EnvVar]:
+def environment(layout: Layout) -> list[V1EnvVar]:
+    """Return what `lmd-worker` is told of its container, by name."""
     plain = {
         ENV_SOURCE_FILE: f"{layout.config}/{SOURCE}",
         ENV_TERMINATION_MESSAGE: layout.termination_message,
@@ -65,10 +65,16 @@ def _environment(deployment: LargeModelDeployment, layout: Layout) -> list[V1Env
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": layout.temp,
     }
-    return [*(V1EnvVar(name=name, value=value) for name, value in sorted(plain.items())), *_secrets(deployment)]
+    return [V1EnvVar(name=name, value=value) for name, value in sorted(plain.items())]
 
 
-def _secrets(deployment: LargeModelDeployment) -> list[V1EnvVar]:
+def own_variables(deployment: LargeModelDeployment) -> list[V1EnvVar]:
+    """Return the template's variables, by name: proxies and certificates are among them."""
+    return sorted(deployment.spec.template.env, key=lambda variable: variable.name)
+
+
+def secrets(deployment: LargeModelDeployment) -> list[V1EnvVar]:
+    """Return the source's token or keys."""
     source = deployment.spec.model.source
     if source.hugging_face is not None and source.hugging_face.token_secret_ref is not None:
         reference = source.hugging_face.token_secret_ref
@@ -89,7 +95,7 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
         V1VolumeMount(name="config", mount_path=layout.config, read_only=True),
         V1VolumeMount(name="tmp", mount_path=layout.temp),
     ]
-    if remote_source(deployment) is not None:
+    if remote_source(deployment) is not None and deployment.spec.model.cache is None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models))
     elif deployment.spec.model.source.path is None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))

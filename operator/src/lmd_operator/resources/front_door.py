@@ -6,14 +6,12 @@ ends, answers still pass through it.
 
 from __future__ import annotations
 
-from kubernetes.client.models.v1_capabilities import V1Capabilities
 from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_container_port import V1ContainerPort
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_http_get_action import V1HTTPGetAction
 from kubernetes.client.models.v1_probe import V1Probe
 from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
-from kubernetes.client.models.v1_security_context import V1SecurityContext
 from kubernetes.client.models.v1_volume_mount import V1VolumeMount
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -28,6 +26,7 @@ from lmd_operator.names import (
     WORKER_COMMAND,
 )
 from lmd_operator.rendering.layout import Layout
+from lmd_operator.resources import security
 from lmd_operator.settings import Settings
 
 API_KEYS_VOLUME = "api-keys"
@@ -60,9 +59,7 @@ def front_door_container(deployment: LargeModelDeployment, settings: Settings, l
         readiness_probe=_probe("/readyz", layout, period_seconds=2, failures=1),
         liveness_probe=_probe("/livez", layout, period_seconds=5, failures=3),
         resources=RESOURCES,
-        security_context=V1SecurityContext(
-            allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=V1Capabilities(drop=["ALL"])
-        ),
+        security_context=security.of_container(),
         termination_message_policy="FallbackToLogsOnError",
         volume_mounts=mounts,
     )

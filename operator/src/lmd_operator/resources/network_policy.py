@@ -2,10 +2,12 @@
 
 TorchServe's frontend is old, and torchrun's rendezvous store listens on all interfaces without a password; neither may
 be reached from another pod. A model pod reads its weights from a volume and talks to nobody; one that fetches them may
-reach names and the ports of its source, and tells how far it is.
+reach names and the ports of its source, and tells how far it is. Where a Job fetches them, that is for its pod alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from kubernetes.client.models.v1_label_selector import V1LabelSelector
 from kubernetes.client.models.v1_network_policy import V1NetworkPolicy
@@ -15,7 +17,7 @@ from kubernetes.client.models.v1_network_policy_port import V1NetworkPolicyPort
 from kubernetes.client.models.v1_network_policy_spec import V1NetworkPolicySpec
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.names import PORT_PROGRESS
+from lmd_operator.names import LABEL_TASK, LABEL_TASK_OF, PORT_PROGRESS, TASKS
 from lmd_operator.rendering.layout import POD
 from lmd_operator.rendering.weights import needs_fetch, ports
 from lmd_operator.resources.common import metadata, selector
@@ -37,7 +39,22 @@ def network_policy(deployment: LargeModelDeployment) -> V1NetworkPolicy:
                     ports=[V1NetworkPolicyPort(port=port, protocol="TCP") for port in _entrances(deployment)],
                 )
             ],
-            egress=_egress(deployment),
+            egress=_egress([] if deployment.spec.model.cache is not None else ports(deployment)),
+        ),
+    )
+
+
+def task_policy(deployment: LargeModelDeployment) -> V1NetworkPolicy:
+    """Return the policy of the pods of the object's Jobs: they reach their source, and are asked how far they are."""
+    return V1NetworkPolicy(
+        api_version="networking.k8s.io/v1",
+        kind="NetworkPolicy",
+        metadata=metadata(deployment, f"{deployment.metadata.name}-{TASKS}", {LABEL_TASK: TASKS}),
+        spec=V1NetworkPolicySpec(
+            pod_selector=V1LabelSelector(match_labels={LABEL_TASK_OF: deployment.metadata.name}),
+            policy_types=["Ingress", "Egress"],
+            ingress=[V1NetworkPolicyIngressRule(ports=[V1NetworkPolicyPort(port=PORT_PROGRESS, protocol="TCP")])],
+            egress=_egress(ports(deployment)),
         ),
     )
 
@@ -47,9 +64,8 @@ def _entrances(deployment: LargeModelDeployment) -> tuple[int, ...]:
     return (*entrances, PORT_PROGRESS) if needs_fetch(deployment) else entrances
 
 
-def _egress(deployment: LargeModelDeployment) -> list[V1NetworkPolicyEgressRule]:
+def _egress(reached: Sequence[int]) -> list[V1NetworkPolicyEgressRule]:
     """Return what a fetch must reach. A policy knows no names of hosts and no phases of a pod, so ports are all it can say."""
-    reached = ports(deployment)
     if not reached:
         return []
     names = [V1NetworkPolicyPort(port=DNS_PORT, protocol=protocol) for protocol in ("UDP", "TCP")]

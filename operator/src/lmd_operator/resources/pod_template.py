@@ -10,7 +10,6 @@ Who wins, between what the operator writes and `spec.template`:
 
 from __future__ import annotations
 
-from kubernetes.client.models.v1_capabilities import V1Capabilities
 from kubernetes.client.models.v1_config_map_projection import V1ConfigMapProjection
 from kubernetes.client.models.v1_config_map_volume_source import V1ConfigMapVolumeSource
 from kubernetes.client.models.v1_container import V1Container
@@ -24,15 +23,12 @@ from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
 from kubernetes.client.models.v1_local_object_reference import V1LocalObjectReference
 from kubernetes.client.models.v1_object_meta import V1ObjectMeta
 from kubernetes.client.models.v1_persistent_volume_claim_volume_source import V1PersistentVolumeClaimVolumeSource
-from kubernetes.client.models.v1_pod_security_context import V1PodSecurityContext
 from kubernetes.client.models.v1_pod_spec import V1PodSpec
 from kubernetes.client.models.v1_pod_template_spec import V1PodTemplateSpec
 from kubernetes.client.models.v1_probe import V1Probe
 from kubernetes.client.models.v1_projected_volume_source import V1ProjectedVolumeSource
 from kubernetes.client.models.v1_resource_requirements import V1ResourceRequirements
-from kubernetes.client.models.v1_seccomp_profile import V1SeccompProfile
 from kubernetes.client.models.v1_secret_volume_source import V1SecretVolumeSource
-from kubernetes.client.models.v1_security_context import V1SecurityContext
 from kubernetes.client.models.v1_volume import V1Volume
 from kubernetes.client.models.v1_volume_mount import V1VolumeMount
 from kubernetes.client.models.v1_volume_projection import V1VolumeProjection
@@ -49,6 +45,7 @@ from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.files import CONFIG_PROPERTIES, HAPROXY_CONFIG, RenderedFiles
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.rendering.weights import SOURCE, remote_source
+from lmd_operator.resources import security
 from lmd_operator.resources.common import labels
 from lmd_operator.resources.config_map import config_map_name
 from lmd_operator.resources.environment import DRAIN_LAG_SECONDS, environment
@@ -56,7 +53,6 @@ from lmd_operator.resources.fetch import fetch_container
 from lmd_operator.resources.front_door import API_KEYS_VOLUME, front_door_container
 from lmd_operator.settings import Settings
 
-USER_ID = 10001
 STARTUP_PERIOD_SECONDS = 2
 READINESS_PERIOD_SECONDS = 5
 LIVENESS_PERIOD_SECONDS = 2
@@ -88,14 +84,7 @@ def pod_template(
             tolerations=list(template.tolerations) or None,
             topology_spread_constraints=list(template.topology_spread_constraints) or None,
             termination_grace_period_seconds=_grace_seconds(deployment),
-            security_context=V1PodSecurityContext(
-                run_as_non_root=True,
-                run_as_user=USER_ID,
-                run_as_group=USER_ID,
-                fs_group=USER_ID,
-                fs_group_change_policy="OnRootMismatch",
-                seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
-            ),
+            security_context=security.of_pod(),
             init_containers=_init_containers(deployment, settings, layout),
             containers=[_worker(deployment, plan, settings, layout)],
             volumes=_volumes(deployment, files),
@@ -118,9 +107,7 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
         liveness_probe=_probe("alive", LIVENESS_PERIOD_SECONDS, failures=2),
         lifecycle=V1Lifecycle(pre_stop=_drain()),
         resources=V1ResourceRequirements(requests=requests or None, limits=limits or None) if requests or limits else None,
-        security_context=V1SecurityContext(
-            allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=V1Capabilities(drop=["ALL"])
-        ),
+        security_context=security.of_container(),
         termination_message_path=layout.termination_message,
         termination_message_policy="FallbackToLogsOnError",
         volume_mounts=_mounts(deployment, layout),

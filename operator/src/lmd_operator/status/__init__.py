@@ -4,6 +4,7 @@
 |---|---|
 | `observation` | what was found in the cluster, and the counts that are read from it |
 | `causes` | why a replica does not answer, from its pod, most telling first |
+| `tasks` | why replicas wait for a Job |
 | `weights` | why weights are not there yet, and how far they are |
 | `refusals` | what the API server says no to, in one reason and one remedy |
 | `conditions` | the table of the six conditions, and when each moves |

@@ -25,9 +25,10 @@ from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.observed import DeploymentState
 from lmd_operator.planning.plan import Plan
 from lmd_operator.resources.deployment import PROGRESS_MARGIN_SECONDS
-from lmd_operator.status.causes import Cause, counted, most_telling
+from lmd_operator.status.causes import PASSING, Cause, counted, most_telling
 from lmd_operator.status.observation import Observed
 from lmd_operator.status.refusals import refusal
+from lmd_operator.status.tasks import is_stuck, of_fill
 from lmd_operator.status.weights import FETCHING
 
 MESSAGE_LIMIT = 4000
@@ -71,7 +72,7 @@ def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed
     asked = 0 if owner.spec.suspend else owner.spec.replicas
     is_settled = observed.is_settled(asked, revision)
     why = _why(observed, asked, revision)
-    reconciling, stalled = _progress(owner, observed, why, is_settled=is_settled)
+    reconciling, stalled = _progress(owner, observed, why, revision, is_settled=is_settled)
     return [
         Said("Accepted", "True", "Valid", "The spec is valid.", generation),
         planned(plan, generation),
@@ -119,7 +120,7 @@ def _ready(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is_se
     return Said("Ready", "True", "ReplicasReady", subject + rest, generation)
 
 
-def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is_settled: bool) -> tuple[Said, Said]:
+def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, revision: str, *, is_settled: bool) -> tuple[Said, Said]:
     """Return Reconciling and Stalled, of which at most one is True."""
     generation = owner.metadata.generation
     if is_settled:
@@ -127,7 +128,7 @@ def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is
             Said("Reconciling", "False", "Settled", "Everything is as the spec asks.", generation),
             Said("Stalled", "False", "Settled", "Nothing is stuck.", generation),
         )
-    stuck = _stuck(owner, observed, why)
+    stuck = _stuck(owner, observed, why, revision)
     if stuck is not None:
         return (
             Said("Reconciling", "False", "Stalled", "It does not go on until what Stalled says is put right.", generation),
@@ -139,12 +140,16 @@ def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is
     )
 
 
-def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause) -> Cause | None:
+def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause, revision: str) -> Cause | None:
     """Return what only a human or another spec can move, or None."""
     refused = _refused(observed)
     if refused is not None:
         return refused
-    if owner.spec.suspend or owner.spec.replicas == 0 or not observed.is_past_deadline() or why.reason == FETCHING:
+    if owner.spec.suspend or owner.spec.replicas == 0:
+        return None
+    if observed.fill is not None and _filling(observed, revision) == why and is_stuck(observed.fill, observed.progress):
+        return Cause(why.reason, f"It is tried again, but has failed several times. {why.message}")
+    if not observed.is_past_deadline() or why.reason == FETCHING:
         return None  # Kubernetes' deadline knows nothing of weights that still arrive
     seconds = owner.spec.engine.torch_serve.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS
     return Cause(why.reason, f"No progress for more than {seconds} seconds. {why.message}")
@@ -158,14 +163,24 @@ def _why(observed: Observed, asked: int, revision: str) -> Cause:
         message = f"Still to end and to free its devices: {counted(ending)}." if ending else "The Deployment is being scaled to zero."
         return Cause("Terminating", message)
     refused = _refused(observed)
+    filling = _filling(observed, revision)
     if deployment is None:
-        return refused or Cause("Creating", "The Deployment is being created.")
+        return refused or filling or Cause("Creating", "The Deployment is being created.")
     cause = most_telling(observed, asked) or refused
+    if filling is not None and (cause is None or cause.reason in PASSING):
+        return filling
     if cause is not None:
         return cause
     if deployment.observed_generation < deployment.generation:
         return Cause("Progressing", "Kubernetes has not taken in the newest Deployment yet.")
     return _step(deployment, observed, asked, revision)
+
+
+def _filling(observed: Observed, revision: str) -> Cause | None:
+    """Return why no replica of the revision may start yet, or None when nothing of a cache is awaited."""
+    if observed.fill is None or any(pod.revision == revision for pod in observed.live()):
+        return None
+    return of_fill(observed.fill, observed.progress)
 
 
 def _step(deployment: DeploymentState, observed: Observed, asked: int, revision: str) -> Cause:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lmd_operator.api.status import Revision
-from lmd_operator.observed import DeploymentState, PodState, Progress
+from lmd_operator.observed import DeploymentState, PodState, Progress, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Observed:
 
     `revisions` are the kept ConfigMaps, newest first. `failures` are sentences of children that the API server refused
     and will refuse again (a foreign object, 403, 422); what is worth another try in a moment is not among them.
-    `progress` is what fetching pods say of themselves, by pod.
+    `progress` is what fetching pods say of themselves, by pod. `pods` are replicas; `fill` is the Job that fills the cache.
     """
 
     deployment: DeploymentState | None
@@ -23,6 +23,16 @@ class Observed:
     revisions: tuple[Revision, ...]
     failures: tuple[str, ...]
     progress: Mapping[str, Progress] = field(default_factory=dict)
+    fill: TaskState | None = None
+
+    def bringing(self) -> list[PodState]:
+        """Return the pods that may bring weights: those of the Job that fills the cache, then the replicas, by name."""
+        filling = self.fill.pods if self.fill is not None else ()
+        return [*sorted((pod for pod in filling if not pod.is_going), key=_name_of), *self.live()]
+
+    def is_bringing(self) -> bool:
+        """Return whether any of them is at it now."""
+        return any(pod.fetch is not None and pod.fetch.is_running for pod in self.bringing())
 
     def live(self) -> list[PodState]:
         """Return the pods that neither end nor have ended, by name."""

@@ -54,8 +54,8 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
             updated=revision,
             history=list(observed.revisions[:HISTORY_LIMIT]),
         ),
-        model=model_facts(observed.live(), revision) or (previous.model if needs_fetch(owner) else None),
-        weights=weights_status(observed.live(), revision, observed.progress, previous.weights),
+        model=model_facts(observed.bringing(), revision) or (previous.model if needs_fetch(owner) else None),
+        weights=weights_status(observed.bringing(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
         conditions=dated(of_accepted(owner, built.plan, revision, observed), previous.conditions, now),
     )

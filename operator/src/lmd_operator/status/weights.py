@@ -30,6 +30,7 @@ FAILURES = (
     "SourceChanged",
     "NoSpace",
     "CacheLocked",
+    "CacheIncomplete",
     "EndpointUnreachable",
     FAILED,
 )
@@ -54,8 +55,8 @@ def of_fetch(pod: str, fetch: FetchState, progress: Progress | None) -> tuple[st
 def weights_status(
     pods: Sequence[PodState], revision: str, progress: Mapping[str, Progress], previous: WeightsStatus | None
 ) -> WeightsStatus | None:
-    """Return how far the weights of the newest pods are; the replica that has least is told of."""
-    fetching = [pod for pod in pods if pod.fetch is not None and pod.revision == revision]
+    """Return how far the weights of the newest pods, or of a Job's, are; the one that has least is told of."""
+    fetching = [pod for pod in pods if pod.fetch is not None and (pod.job or pod.revision == revision)]
     if not fetching:
         return None
     moving = [told for pod in fetching if (told := progress.get(pod.name)) is not None and told.total]
@@ -69,7 +70,7 @@ def weights_status(
 def model_facts(pods: Sequence[PodState], revision: str) -> ModelFacts | None:
     """Return what the fetch of the newest pods read from the model's own files, or None when nothing was told."""
     for pod in pods:
-        if pod.fetch is not None and pod.fetch.is_done and pod.revision == revision:
+        if pod.fetch is not None and pod.fetch.is_done and (pod.job or pod.revision == revision):
             told = _last_words(pod).get("model")
             facts = {name: told.get(name) for name in FACTS} if isinstance(told, dict) else {}
             try:
@@ -109,7 +110,7 @@ def _done(pod: PodState) -> WeightsStatus:
 def _words(progress: Progress | None, restarts: int) -> str:
     again = f" after {restarts} tries that failed" if restarts else ""
     if progress is not None and progress.state == WAITING:
-        return f"another replica fetches the weights into the shared claim, and this one waits{again}"
+        return f"they are being fetched into the shared claim for another object, whose end is awaited{again}"
     if progress is None or not progress.total:
         return f"the weights are being fetched{again}"
     percent = min(_PERCENT * progress.bytes // progress.total, _PERCENT)

@@ -60,11 +60,16 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
     try:
         order = source.read(source.file(variables))
         is_gone, left = remove(order)
-    except (WorkerError, OSError) as error:
-        sentence = str(error) if isinstance(error, WorkerError) else f"removing from the cache: {error.strerror}; repair the claim."
-        log.error("%s", sentence)
-        lastwords.write(last_words, sentence)
-        return 1
+    except WorkerError as error:
+        return _failed(last_words, str(error))
+    except OSError as error:
+        return _failed(last_words, f"removing from the cache: {error.strerror or type(error).__name__}; repair the claim.")
     lastwords.write(last_words, json.dumps({"removed": is_gone, "users": left}))
     log.info("%s: removed=%s users=%d", order.into, is_gone, left)
     return 0
+
+
+def _failed(last_words: Path | None, sentence: str) -> int:
+    log.error("%s", sentence)
+    lastwords.write(last_words, sentence)
+    return 1
