@@ -269,6 +269,17 @@ def _live_through_everything(api: Api, namespace: str) -> None:
         seconds=90,
     )
 
+    # a cache has Jobs; the one that removes runs when the object is gone
+    model = api.get(one)["spec"]["model"]["source"]
+    hub = {"huggingFace": {"repository": "acme/model"}, **dict.fromkeys(model)}
+    api.patch(one, {"spec": {"model": {"source": hub, "cache": {"claimName": "models", "onDelete": "Delete"}}}})
+    jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    eventually(lambda: len(api.get(jobs)["items"]) == 2, "two Jobs")
+    api.patch(one, {"spec": {"model": {"source": {"huggingFace": {"revision": "v2"}}}}})
+    eventually(lambda: len(api.get(jobs)["items"]) == 3, "Jobs of two models, and one that fetches")
+    api.delete(one)
+    eventually(lambda: not any(job["spec"]["suspend"] for job in api.get(jobs)["items"]), "start of the removal", seconds=90)
+
 
 @pytest.mark.parametrize("mode", ["cluster", "namespaced"])
 def test_the_rights_are_enough_and_none_is_too_many(

@@ -284,6 +284,8 @@ def test_a_handler_of_the_users_finds_what_torchserves_helpers_read(manifest: Pa
     assert len([each for each in vars(custom).values() if inspect.isclass(each) and each.__module__ == custom.__name__]) == 1
 
 
+CACHED = {"shared-cache": 1, "cache-removed-with-the-object": 2}
+"""Scenario to the number of its Jobs."""
 FETCHED = [path for path in MANIFESTS if path.stem in ("fetched-from-a-hub", "fetched-from-s3", "shared-cache", "verified-on-a-claim")]
 
 
@@ -304,6 +306,27 @@ def test_the_fetch_reads_what_it_is_told(manifest: Path, tmp_path: Path) -> None
     told = built.files.texts["source.json"]
     assert "secret" not in told.lower()
     assert "token" not in told.lower()
+
+
+@pytest.mark.parametrize("manifest", [path for path in MANIFESTS if path.stem in CACHED], ids=lambda path: path.stem)
+def test_the_jobs_of_a_cache_bring_what_replicas_look_for(manifest: Path, tmp_path: Path) -> None:
+    """Each reads its order, and runs a command that there is."""
+    built = rendered(manifest)
+    documents = [document(resource) for resource in built.resources]
+    file = tmp_path / "source.json"
+    file.write_text(built.files.texts["source.json"])
+    looked_for = source.read(file)
+    assert not looked_for.bring
+    jobs = [content for content in documents if content["kind"] == "Job"]
+    for content in jobs:
+        template = content["spec"]["template"]
+        file.write_text(template["metadata"]["annotations"][names.ANNOTATION_ORDER])
+        order = source.read(file)
+        assert (order.into, order.source, order.sha256) == (looked_for.into, looked_for.source, looked_for.sha256)
+        assert order.user
+        (container,) = template["spec"]["containers"]
+        assert container["command"][1] in COMMANDS
+    assert len(jobs) == CACHED[manifest.stem]
 
 
 @pytest.mark.parametrize("form", ["default", "no-archive"])

@@ -288,3 +288,46 @@ def test_names_and_label_values_fit(source: dict[str, Any], name: str) -> None:
     assert all(len(value) <= LABEL_MAX_LENGTH for value in pod["metadata"]["labels"].values())
     assert all(len(volume["name"]) <= LABEL_MAX_LENGTH for volume in pod["spec"]["volumes"])
     assert all(len(port["name"]) <= 15 for port in pod["spec"]["initContainers"][0]["ports"])
+
+
+CACHED = ROOT / "tests" / "scenarios" / "cache-removed-with-the-object.yaml"
+
+
+def test_pods_of_jobs_are_restricted_and_nobody_takes_them_for_replicas() -> None:
+    source = yaml.safe_load(CACHED.read_text())
+    policy, *found = jobs(source)
+    assert len(found) == 2
+    selected = children(source)["Service"]["spec"]["selector"]
+    for job in found:
+        template = job["spec"]["template"]
+        assert violations(template["spec"]) == set()
+        assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+        assert not selected.items() <= template["metadata"]["labels"].items()
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_only_the_job_that_fetches_sees_the_token_and_the_source() -> None:
+    source = yaml.safe_load(CACHED.read_text())
+    policy, *found = jobs(source)
+    secret = {"name": "hub", "key": "token"}
+
+    def sees(container: dict[str, Any]) -> bool:
+        return secret in [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container["env"]]
+
+    assert [sees(job["spec"]["template"]["spec"]["containers"][0]) for job in found] == [False, True]
+    pod = children(source)["Deployment"]["spec"]["template"]["spec"]
+    assert not any(sees(container) for container in [*pod["initContainers"], *pod["containers"]])
+    assert children(source)["NetworkPolicy"]["spec"]["egress"] == []
+    assert {"port": 8080, "protocol": "TCP"} in policy["spec"]["egress"][0]["ports"]
+    assert {"name": "weights", "mountPath": "/models", "readOnly": True} in pod["initContainers"][0]["volumeMounts"]
+
+
+@pytest.mark.parametrize("name", ["m", "m" * NAME_MAX_LENGTH], ids=["shortest", "longest"])
+def test_names_and_labels_of_jobs_fit(name: str) -> None:
+    """Kubernetes writes a Job's name as a label of its pods."""
+    source = yaml.safe_load(CACHED.read_text())
+    source["metadata"]["name"] = name
+    for content in jobs(source):
+        labels = {**content["metadata"]["labels"], **content["spec"].get("template", {}).get("metadata", {}).get("labels", {})}
+        assert all(len(value) <= LABEL_MAX_LENGTH for value in [content["metadata"]["name"], *labels.values()])
