@@ -20,7 +20,7 @@ USAGE = """usage: lmd-worker COMMAND
   fetch   bring the weights, whole and verified, or say why not (init container)
   remove  give up a model in a shared cache; it goes with its last user (Job)
   serve   check what is mounted, then become the model server (the container's command)
-  inspect say what a model is, from its configuration and headers (see lmd inspect --help)
+  inspect say what a model is, from its configuration and headers (Job; with a source, on a terminal: see lmd inspect --help)
   ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
   alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
@@ -87,8 +87,18 @@ def front_door(environment: Environment) -> int:
     return door.serve(environment)
 
 
+def inspect(environment: Environment) -> int:
+    """Say what the model of source.json is, in the last words."""
+    from lmd_worker import logs
+    from lmd_worker.weights import telling
+
+    logs.configure(0)
+    return telling.run(os.environ, environment.termination_message_path)
+
+
 COMMANDS: dict[str, Callable[[Environment], int]] = {
     "fetch": fetch,
+    "inspect": inspect,
     "remove": remove,
     "serve": serve,
     "ready": ready,
@@ -104,10 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    if given[:1] == ["inspect"]:
-        from lmd_worker.weights import inspect
+    if given[:1] == ["inspect"] and len(given) > 1:
+        from lmd_worker.weights import inspect as inspection
 
-        return inspect.main(given[1:], os.environ)
+        return inspection.main(given[1:], os.environ)
     if len(given) != 1 or given[0] not in COMMANDS:
         print(USAGE, end="", file=sys.stderr)
         return 2
