@@ -27,8 +27,9 @@ from lmd_operator.cluster.kinds import LARGE_MODEL_DEPLOYMENT, SELECTORS, WATCHE
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.cluster.reflector import Reflector
+from lmd_operator.memory import Result
 from lmd_operator.names import LABEL_DEPLOYMENT
-from lmd_operator.reconcile import Reconciler, Result
+from lmd_operator.reconcile import Reconciler
 from lmd_operator.runtime.events import Announcer
 from lmd_operator.runtime.health import Health
 from lmd_operator.runtime.leadership import Leadership

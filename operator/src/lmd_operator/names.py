@@ -39,6 +39,8 @@ TASKS = "tasks"
 """All of them together."""
 TASK_FETCH = "fetch"
 """Fill the cache."""
+TASK_INSPECT = "inspect"
+"""Say what the model is, for a plan."""
 TASK_REMOVE = "remove"
 """Give up what is in the cache, once the object is gone."""
 

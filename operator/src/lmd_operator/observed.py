@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 from lmd_operator.names import CONTAINER, FETCH_CONTAINER, FRONT_DOOR, LABEL_REVISION
 
 MESSAGE_LIMIT = 1024
+LAST_WORDS_LIMIT = 4096
+"""Kubernetes' own; what a Job says of a model needs most of it, and half of it would say nothing."""
 _INITIALIZING = "PodInitializing"
 _JOB_NAME = "batch.kubernetes.io/job-name"
 """Set by Kubernetes on the pods of Jobs."""
@@ -204,7 +206,7 @@ def _fetch_state(found: Mapping[str, Any] | None) -> FetchState | None:
         waiting_message=waiting.get("message", "")[:MESSAGE_LIMIT],
         exit_code=ended.get("exitCode", 0),
         restarts=found.get("restartCount", 0),
-        message=ended.get("message", "").strip()[-MESSAGE_LIMIT:],
+        message=ended.get("message", "").strip()[-LAST_WORDS_LIMIT:],
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from lmd_operator import inspection
 from lmd_operator.api.parse import parse
-from lmd_operator.api.status import Revision, Status
+from lmd_operator.api.status import ModelFacts, Revision, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
@@ -22,13 +23,15 @@ from lmd_operator.cluster.kinds import CHILDREN, CONFIG_MAP, DEPLOYMENT, JOB, LA
 from lmd_operator.cluster.parents import Parent, Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
+from lmd_operator.memory import Memory, Result
 from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
 from lmd_operator.observed import DeploymentState, JobState, PodState, Progress, TaskState
 from lmd_operator.removals import Removals
 from lmd_operator.resources.desired import Desired, desired, document
+from lmd_operator.resources.inspection import inspecting
 from lmd_operator.settings import Settings
-from lmd_operator.status import Observed, refused, summarize
-from lmd_operator.transitions import Told, transitions
+from lmd_operator.status import Observed, flips, refused, summarize, undecided
+from lmd_operator.transitions import transitions
 
 log = logging.getLogger(__name__)
 
@@ -38,32 +41,6 @@ FLIP_STATUS_SECONDS = 1.0
 """Least time between two status writes: pods, ReplicaSets and Deployments settle one after the other, and one write can tell it all."""
 PROGRESS_STATUS_SECONDS = 10.0
 """Least time before a status write that flips no condition, only tells of progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a reconcile leads to: when to look again, and what has changed in the status, for events.
-
-    `retry` is what did not work and is worth another try soon, after the news have been told.
-    """
-
-    again_seconds: float | None = None
-    current: Status | None = None
-    news: list[Told] = field(default_factory=list)
-    retry: ApiError | None = None
-
-
-@dataclass(slots=True)
-class Memory:
-    """What is remembered of one object between two reconciles; all of it can be lost."""
-
-    generation: int = -1
-    uid: str = ""
-    owner: LargeModelDeployment | None = None
-    built: Desired | None = None
-    children: tuple[Child, ...] = ()
-    is_applied: bool = False
-    status_at: float = field(default=float("-inf"))
 
 
 class Reconciler:
@@ -102,24 +79,23 @@ class Reconciler:
         memory = self._memory.setdefault(key, Memory())
         try:
             owner = self._parse(parent, memory)
+            if inspection.is_needed(owner) and inspection.outline(self._known(owner, parent, memory)) is None:
+                return await self._inspect(parent, owner, memory)
+            built = self._build(owner, memory)
         except InvalidSpecError as error:
             pods = self._observe(parent, []).pods
             return await self._report(parent, memory, refused(parent.generation, error.problems, parent.status, self._now(), pods=pods))
-        built = memory.built
-        if built is None:
-            raise TypeError("a parsed object has been built")
         children = self._startable(parent, memory.children, built, owner)
         if memory.is_applied and self._lacks_children(children) and not await self._exists(parent):
             return Result()
         await self._removals.clear(key)
         failures, retry = await self._apply(children, parent.uid)
-        if not memory.is_applied and not parent.status.conditions:
-            memory.status_at = self._clock()  # one write tells more a second later, and children of a thousand new objects go first
-        memory.is_applied = True
+        self._note_applied(parent, memory)
         await self._prune(key, parent.uid, owner, memory.children)
         await self._removals.prune(key, memory.children)
         observed = await self._with_progress(self._observe(parent, failures, built.fill))
-        result = await self._report(parent, memory, summarize(owner, built, observed, parent.status, self._now()))
+        previous = parent.status if memory.model is None else parent.status.model_copy(update={"model": memory.model})
+        result = await self._report(parent, memory, summarize(owner, built, observed, previous, self._now()))
         if observed.is_bringing():
             result = replace(result, again_seconds=result.again_seconds or PROGRESS_STATUS_SECONDS)
         return replace(result, retry=retry)
@@ -131,14 +107,43 @@ class Reconciler:
         return replace(observed, progress=await self._read_progress(observed.bringing()))
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
-        """Return the typed object; reading and rendering are done once per generation, and the typed children not kept: they are large."""
+        """Return the typed object; it is read once per generation."""
         if memory.owner is None or (memory.generation, memory.uid) != (parent.generation, parent.uid):
-            owner = parse(parent.document(), strict=False)
+            memory.owner = parse(parent.document(), strict=False)
+            memory.generation, memory.uid = parent.generation, parent.uid
+            memory.built, memory.model, memory.look = None, None, ()
+        return memory.owner
+
+    def _build(self, owner: LargeModelDeployment, memory: Memory) -> Desired:
+        """Return what the object wants; it is made once per generation, and the typed children are not kept: they are large."""
+        if memory.built is None:
             built = desired(owner, self._settings)
             memory.children = tuple(Child.of(document(resource)) for resource in built.resources)
-            memory.owner, memory.built = owner, replace(built, resources=())
-            memory.generation, memory.uid = parent.generation, parent.uid
-        return memory.owner
+            memory.built = replace(built, resources=())
+        return memory.built
+
+    def _known(self, owner: LargeModelDeployment, parent: Parent, memory: Memory) -> ModelFacts | None:
+        """Return what is known of the model: from the status, or, before it is there, from the Job that looked."""
+        if memory.model is None:
+            memory.model = inspection.known(owner, parent.status)
+        if inspection.outline(memory.model) is None and memory.look:
+            task = self._task(parent, memory.look[-1].name, self._pods(parent))
+            memory.model = (inspection.told(owner, task.pods) if task.is_complete else None) or memory.model
+        return memory.model
+
+    async def _inspect(self, parent: Parent, owner: LargeModelDeployment, memory: Memory) -> Result:
+        """Have a Job say what the model is, as nothing can be planned before; what an earlier spec made stays as it is."""
+        if not memory.look:
+            memory.look = tuple(Child.of(document(resource)) for resource in inspecting(owner, self._settings))
+            if inspection.outline(self._known(owner, parent, memory)) is not None:  # before a restart
+                return await self.reconcile((parent.namespace, parent.name))
+        if self._lacks_children(memory.look) and memory.is_applied and not await self._exists(parent):
+            return Result()
+        failures, retry = await self._apply(memory.look, parent.uid)
+        self._note_applied(parent, memory)
+        task = self._task(parent, memory.look[-1].name, self._pods(parent))
+        status = undecided(owner, task, self._observe(parent, failures), parent.status, self._now())
+        return replace(await self._report(parent, memory, status), retry=retry)
 
     def _startable(self, parent: Parent, children: tuple[Child, ...], built: Desired, owner: LargeModelDeployment) -> tuple[Child, ...]:
         """Return the children that may be there now: no replica starts or changes before the cache is filled.
@@ -169,6 +174,11 @@ class Reconciler:
             self._parents.put(live)
         return False
 
+    def _note_applied(self, parent: Parent, memory: Memory) -> None:
+        if not memory.is_applied and not parent.status.conditions:
+            memory.status_at = self._clock()  # one write tells more a second later, and children of a thousand new objects go first
+        memory.is_applied = True
+
     async def _apply(self, children: tuple[Child, ...], uid: str) -> tuple[list[str], ApiError | None]:
         """Apply every child, whatever happens to the others; return what failed in words, and what is worth another try."""
         failures: list[str] = []
@@ -196,7 +206,7 @@ class Reconciler:
                     continue
                 if kind is CONFIG_MAP and record.name in keep:
                     continue
-                if kind is DEPLOYMENT:
+                if kind is DEPLOYMENT or record.goes_by_itself:
                     continue
                 await self._door.delete(record)
 
@@ -219,7 +229,7 @@ class Reconciler:
         key = (parent.namespace, parent.name)
         deployment = self._caches[DEPLOYMENT].get(*key)
         state = deployment.state if deployment is not None and deployment.owner_uid == parent.uid else None
-        pods = [record.state for record in self._caches[POD].of(*key) if isinstance(record.state, PodState)]
+        pods = self._pods(parent)
         return Observed(
             deployment=state if isinstance(state, DeploymentState) else None,
             pods=tuple(pod for pod in pods if not pod.job),
@@ -227,6 +237,10 @@ class Reconciler:
             failures=tuple(failures),
             fill=self._task(parent, fill, pods) if fill else None,
         )
+
+    def _pods(self, parent: Parent) -> list[PodState]:
+        records = self._caches[POD].of(parent.namespace, parent.name)
+        return [record.state for record in records if isinstance(record.state, PodState)]
 
     def _task(self, parent: Parent, name: str, pods: list[PodState]) -> TaskState:
         found = self._caches[JOB].get(parent.namespace, name)
@@ -238,7 +252,7 @@ class Reconciler:
         previous = parent.status
         if status == previous:
             return Result(current=status)
-        least = FLIP_STATUS_SECONDS if _flips(previous, status) else PROGRESS_STATUS_SECONDS
+        least = FLIP_STATUS_SECONDS if flips(previous, status) else PROGRESS_STATUS_SECONDS
         wait = memory.status_at + least - self._clock()
         if wait > 0:
             return Result(again_seconds=wait)
@@ -265,13 +279,6 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         if self._memory.pop(key, None) is not None:
             self._door.forget(*key)
-
-
-def _flips(previous: Status, current: Status) -> bool:
-    """Return whether any condition says something else than before, or another generation is answered."""
-    before = {condition.type: condition.status for condition in previous.conditions}
-    after = {condition.type: condition.status for condition in current.conditions}
-    return before != after or previous.observed_generation != current.observed_generation
 
 
 def _status_document(parent: Parent, status: Status) -> dict[str, Any]:

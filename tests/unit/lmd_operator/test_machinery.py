@@ -20,7 +20,7 @@ from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record, record
-from lmd_operator.reconcile import Result
+from lmd_operator.memory import Result
 from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Leadership
 from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
 from lmd_operator.settings import Settings

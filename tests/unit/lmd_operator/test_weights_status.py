@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 import pytest
 
+from lmd_operator import inspection
+from lmd_operator.api.parse import parse
 from lmd_operator.observed import FetchState, PodState, Progress, pod_state, progress
 from lmd_operator.runtime.progress import ProgressReader
 from lmd_operator.status import weights
@@ -18,6 +20,14 @@ from lmd_operator.status.causes import ORDER, PASSING, of_pod
 from lmd_worker.errors import FetchReason
 from lmd_worker.weights import fetch
 
+FETCHED_OWNER = parse(
+    {
+        "apiVersion": "largemodel.dev/v1alpha1",
+        "kind": "LargeModelDeployment",
+        "metadata": {"name": "fetched"},
+        "spec": {"model": {"source": {"huggingFace": {"repository": "acme/model"}}}},
+    }
+)
 FETCHED = json.dumps({"revision": "c" * 40, "bytes": 1000})
 
 
@@ -128,7 +138,7 @@ def test_what_the_files_say_of_the_model_is_told() -> None:
     }
     told = json.dumps({"revision": "c" * 40, "bytes": 20, "model": facts})
     pod = a_pod({"state": {"terminated": {"exitCode": 0, "message": told}}})
-    found = weights.model_facts([pod], "new")
+    found = inspection.told(FETCHED_OWNER, weights.newest([pod], "new"))
     assert found is not None
     assert (found.family, found.parameters, found.key_value_heads, found.context_tokens) == ("llama", 7, 3, 512)
 
@@ -138,7 +148,7 @@ def test_what_the_files_say_of_the_model_is_told() -> None:
 )
 def test_last_words_that_are_none_say_nothing(message: str) -> None:
     pod = a_pod({"state": {"terminated": {"exitCode": 0, "message": message}}})
-    assert weights.model_facts([pod], "new") is None
+    assert inspection.told(FETCHED_OWNER, weights.newest([pod], "new")) is None
     assert weights.weights_status([pod], "new", {}, None) is not None
 
 

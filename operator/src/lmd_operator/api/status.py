@@ -54,6 +54,10 @@ class Revisions(ApiModel):
 class ModelFacts(ApiModel):
     """What was read from the model's own files."""
 
+    source: Name = ""
+    """Which source it was read from, at which revision of the spec: it holds until that changes."""
+    revision: Name = ""
+    """What the source's revision stood for then. Empty where the source has no revisions."""
     family: Name = ""
     """Model type of its configuration, for example `llama`."""
     parameters: Count = 0
@@ -66,8 +70,12 @@ class ModelFacts(ApiModel):
     """Key-value heads."""
     layers: Count = 0
     """Layers."""
+    experts: Count = 0
+    """Experts of a layer; 0 for dense models."""
     context_tokens: Count = 0
     """Longest context the model was made for, in tokens."""
+    outline: Annotated[str, StringConstraints(max_length=8192)] = ""
+    """Configuration and kinds of tensors, for the planner: JSON, deflated, in Base64. Only where a plan was asked for."""
 
 
 class WeightsStatus(ApiModel):

@@ -46,6 +46,12 @@ class Record:
     content: bytes
     state: State | None
 
+    @property
+    def goes_by_itself(self) -> bool:
+        """Whether Kubernetes removes it before long: a Job that is finished and has a time to live."""
+        is_finished = isinstance(self.state, JobState) and self.state.is_finished
+        return is_finished and self.owned_fields()["spec"].get("ttlSecondsAfterFinished") is not None
+
     def owned_fields(self) -> Document:
         """Return the fields of the live object that a manifest can set."""
         fields: Document = from_json(zlib.decompress(self.content)) if self.content else {}

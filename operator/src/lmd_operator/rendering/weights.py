@@ -59,6 +59,11 @@ def order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
     return told if deployment.spec.model.cache is None else {**told, "bring": False}
 
 
+def inspect_order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
+    """Return what the Job is told that says what the model is."""
+    return {**_order(deployment, layout), "sha256": {}}
+
+
 def cache_order(deployment: LargeModelDeployment, layout: Layout) -> dict[str, Any]:
     """Return what the Job is told that fills the cache, and the one that gives up what is in it."""
     user = f"{deployment.metadata.namespace}.{deployment.metadata.name}"

@@ -6,8 +6,6 @@ import hashlib
 import json
 
 from kubernetes.client.models.v1_job import V1Job
-from kubernetes.client.models.v1_persistent_volume_claim_volume_source import V1PersistentVolumeClaimVolumeSource
-from kubernetes.client.models.v1_volume import V1Volume
 
 from lmd_operator.api.model import ModelCache
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -16,6 +14,7 @@ from lmd_operator.rendering.layout import POD
 from lmd_operator.rendering.weights import cache_order
 from lmd_operator.resources.fetch import own_variables, secrets
 from lmd_operator.resources.job import Work, job
+from lmd_operator.resources.volumes import cache_volume
 from lmd_operator.settings import Settings
 
 REMOVAL_SECONDS = 86400
@@ -30,7 +29,9 @@ def fill_job(owner: LargeModelDeployment, settings: Settings) -> V1Job | None:
     if cache is None:
         return None
     variables = [*secrets(owner), *own_variables(owner)]
-    work = Work(TASK_FETCH, cache_order(owner, POD), _about(owner, cache), _volume(cache), is_writable=True, variables=variables)
+    work = Work(
+        TASK_FETCH, cache_order(owner, POD), _about(owner, cache), cache_volume(cache.claim_name), is_writable=True, variables=variables
+    )
     return job(owner, settings, work, is_suspended=owner.spec.suspend)
 
 
@@ -47,7 +48,7 @@ def removal_job(owner: LargeModelDeployment, settings: Settings) -> V1Job | None
         TASK_REMOVE,
         cache_order(owner, POD),
         _about(owner, cache),
-        _volume(cache),
+        cache_volume(cache.claim_name),
         is_writable=True,
         seconds=REMOVAL_SECONDS,
         kept_seconds=KEPT_SECONDS,
@@ -59,7 +60,3 @@ def _about(owner: LargeModelDeployment, cache: ModelCache) -> str:
     """Return a name of one directory of one claim."""
     told = [cache.claim_name, cache_order(owner, POD)["into"]]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:10]
-
-
-def _volume(cache: ModelCache) -> V1Volume:
-    return V1Volume(name="weights", persistent_volume_claim=V1PersistentVolumeClaimVolumeSource(claim_name=cache.claim_name))

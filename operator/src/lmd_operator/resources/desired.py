@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from lmd_operator.api.semantics import quantity
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.inspection import is_needed
 from lmd_operator.planning.plan import Plan, settle
 from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.rendering.files import RenderedFiles, render
@@ -43,7 +44,7 @@ def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = PO
     children: list[BaseModel | None] = [
         config_map(owner, files),
         network_policy(owner),
-        task_policy(owner) if fill is not None else None,
+        task_policy(owner) if fill is not None or is_needed(owner) else None,
         service(owner),
         disruption_budget(owner),
         removal_job(owner, settings),

@@ -39,6 +39,7 @@ from lmd_operator.rendering.weights import SOURCE
 from lmd_operator.resources import security
 from lmd_operator.resources.common import metadata, selector, task_labels
 from lmd_operator.resources.fetch import PORT, RESOURCES, environment
+from lmd_operator.resources.volumes import WEIGHTS
 from lmd_operator.settings import Settings
 
 TRIES = 2**31 - 1
@@ -145,7 +146,7 @@ def _container(owner: LargeModelDeployment, settings: Settings, work: Work) -> V
 
 
 def _weights_mount(work: Work) -> V1VolumeMount:
-    return V1VolumeMount(name="weights", mount_path=POD.models, read_only=None if work.is_writable else True)
+    return V1VolumeMount(name=WEIGHTS, mount_path=POD.models, read_only=None if work.is_writable else True)
 
 
 def _volumes(work: Work) -> list[V1Volume]:

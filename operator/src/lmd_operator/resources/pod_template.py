@@ -16,13 +16,11 @@ from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_exec_action import V1ExecAction
-from kubernetes.client.models.v1_image_volume_source import V1ImageVolumeSource
 from kubernetes.client.models.v1_key_to_path import V1KeyToPath
 from kubernetes.client.models.v1_lifecycle import V1Lifecycle
 from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
 from kubernetes.client.models.v1_local_object_reference import V1LocalObjectReference
 from kubernetes.client.models.v1_object_meta import V1ObjectMeta
-from kubernetes.client.models.v1_persistent_volume_claim_volume_source import V1PersistentVolumeClaimVolumeSource
 from kubernetes.client.models.v1_pod_spec import V1PodSpec
 from kubernetes.client.models.v1_pod_template_spec import V1PodTemplateSpec
 from kubernetes.client.models.v1_probe import V1Probe
@@ -44,13 +42,14 @@ from lmd_operator.names import (
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.files import CONFIG_PROPERTIES, HAPROXY_CONFIG, RenderedFiles
 from lmd_operator.rendering.layout import Layout
-from lmd_operator.rendering.weights import SOURCE, remote_source
+from lmd_operator.rendering.weights import SOURCE
 from lmd_operator.resources import security
 from lmd_operator.resources.common import labels
 from lmd_operator.resources.config_map import config_map_name
 from lmd_operator.resources.environment import DRAIN_LAG_SECONDS, environment
 from lmd_operator.resources.fetch import fetch_container
 from lmd_operator.resources.front_door import API_KEYS_VOLUME, front_door_container
+from lmd_operator.resources.volumes import weights_volume
 from lmd_operator.settings import Settings
 
 STARTUP_PERIOD_SECONDS = 2
@@ -171,19 +170,8 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     keys = deployment.spec.endpoint.api_keys_secret_ref
     if keys is not None:
         volumes.append(V1Volume(name=API_KEYS_VOLUME, secret=V1SecretVolumeSource(secret_name=keys.name)))
-    claim = deployment.spec.model.source.persistent_volume_claim
-    if claim is not None:
-        source = V1PersistentVolumeClaimVolumeSource(claim_name=claim.claim_name, read_only=True)
-        volumes.append(V1Volume(name="weights", persistent_volume_claim=source))
-    elif (image := deployment.spec.model.source.image) is not None:
-        mounted = V1ImageVolumeSource(reference=image.reference, pull_policy=image.pull_policy)
-        volumes.append(V1Volume(name="weights", image=mounted))
-    elif (cache := deployment.spec.model.cache) is not None:
-        shared = V1PersistentVolumeClaimVolumeSource(claim_name=cache.claim_name)
-        volumes.append(V1Volume(name="weights", persistent_volume_claim=shared))
-    elif remote_source(deployment) is not None:
-        volumes.append(V1Volume(name="weights", empty_dir=V1EmptyDirVolumeSource()))
-    return volumes
+    weights = weights_volume(deployment)
+    return volumes if weights is None else [*volumes, weights]
 
 
 def _model_store(deployment: LargeModelDeployment, name: str, items: list[V1KeyToPath]) -> V1Volume:

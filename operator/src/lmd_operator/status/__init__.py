@@ -8,10 +8,10 @@
 | `weights` | why weights are not there yet, and how far they are |
 | `refusals` | what the API server says no to, in one reason and one remedy |
 | `conditions` | the table of the six conditions, and when each moves |
-| `summary` | the whole status of an accepted spec, and of a refused one |
+| `summary` | the whole status of an accepted spec, of a refused one, and of one that cannot be planned yet |
 """
 
 from lmd_operator.status.observation import Observed
-from lmd_operator.status.summary import refused, summarize
+from lmd_operator.status.summary import flips, refused, summarize, undecided
 
-__all__ = ["Observed", "refused", "summarize"]
+__all__ = ["Observed", "flips", "refused", "summarize", "undecided"]

@@ -35,7 +35,7 @@ ORDER = (
     "PodsPending",
     "Terminating",
 )
-PASSING = frozenset({weights.FETCHING, "ModelLoading", "PodsPending", "Terminating", "Progressing", "RollingOut", "Creating"})
+PASSING = frozenset({weights.FETCHING, "ModelLoading", "PodsPending", "Terminating", "Progressing", "RollingOut", "Creating", "Inspecting"})
 """Reasons of an ordinary start, roll-out or end: nobody has to do anything."""
 
 _IMAGE_PULL = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})

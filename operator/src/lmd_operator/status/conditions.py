@@ -128,7 +128,11 @@ def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, revis
             Said("Reconciling", "False", "Settled", "Everything is as the spec asks.", generation),
             Said("Stalled", "False", "Settled", "Nothing is stuck.", generation),
         )
-    stuck = _stuck(owner, observed, why, revision)
+    return underway(why, _stuck(owner, observed, why, revision), generation)
+
+
+def underway(why: Cause, stuck: Cause | None, generation: int) -> tuple[Said, Said]:
+    """Return Reconciling and Stalled of what is not settled: it is awaited, or stuck."""
     if stuck is not None:
         return (
             Said("Reconciling", "False", "Stalled", "It does not go on until what Stalled says is put right.", generation),
@@ -142,7 +146,7 @@ def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, revis
 
 def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause, revision: str) -> Cause | None:
     """Return what only a human or another spec can move, or None."""
-    refused = _refused(observed)
+    refused = of_refused(observed)
     if refused is not None:
         return refused
     if owner.spec.suspend or owner.spec.replicas == 0:
@@ -162,7 +166,7 @@ def _why(observed: Observed, asked: int, revision: str) -> Cause:
         ending = len(observed.ending()) + len(observed.ready())
         message = f"Still to end and to free its devices: {counted(ending)}." if ending else "The Deployment is being scaled to zero."
         return Cause("Terminating", message)
-    refused = _refused(observed)
+    refused = of_refused(observed)
     filling = _filling(observed, revision)
     if deployment is None:
         return refused or filling or Cause("Creating", "The Deployment is being created.")
@@ -197,7 +201,7 @@ def _step(deployment: DeploymentState, observed: Observed, asked: int, revision:
     return Cause("ProgressDeadlineExceeded" if observed.is_past_deadline() else reason, message)
 
 
-def _refused(observed: Observed) -> Cause | None:
+def of_refused(observed: Observed) -> Cause | None:
     """Return what the API server refused to store, or None."""
     if not observed.failures:
         return None

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmd_operator.api.status import Condition, PlanStatus, Revisions, Status
+from lmd_operator import inspection
+from lmd_operator.api.status import Condition, ModelFacts, PlanStatus, Revisions, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import Problem
-from lmd_operator.observed import PodState
+from lmd_operator.observed import PodState, TaskState
 from lmd_operator.planning.plan import Plan
-from lmd_operator.rendering.weights import needs_fetch
 from lmd_operator.resources.common import selector
 from lmd_operator.resources.desired import Desired
 from lmd_operator.status.causes import counted, of_pods
-from lmd_operator.status.conditions import Said, dated, of_accepted, unverified
+from lmd_operator.status.conditions import Said, dated, of_accepted, of_refused, underway, unverified
 from lmd_operator.status.observation import Observed, current_revision
-from lmd_operator.status.weights import model_facts, weights_status
+from lmd_operator.status.tasks import is_stuck, of_inspection
+from lmd_operator.status.weights import newest, weights_status
 
 HISTORY_LIMIT = 101
 PROBLEMS_LIMIT = 20
@@ -54,11 +55,30 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
             updated=revision,
             history=list(observed.revisions[:HISTORY_LIMIT]),
         ),
-        model=model_facts(observed.bringing(), revision) or (previous.model if needs_fetch(owner) else None),
+        model=_model(owner, observed, revision, previous),
         weights=weights_status(observed.bringing(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
         conditions=dated(of_accepted(owner, built.plan, revision, observed), previous.conditions, now),
     )
+
+
+def undecided(owner: LargeModelDeployment, task: TaskState, observed: Observed, previous: Status, now: str) -> Status:
+    """Return the status of a spec that cannot be planned before the model is known; what ran before runs on, untouched."""
+    generation = owner.metadata.generation
+    refusal = of_refused(observed)
+    cause = refusal or of_inspection(task)
+    before = {condition.type: condition for condition in previous.conditions} if previous.revision.updated else {}
+    why = f"What the model is has to be read from its files first. {cause.message}"
+    first = Said("Ready", "False", cause.reason, f"No replica runs yet. {cause.message}", generation)
+    said = [
+        Said("Accepted", "True", "Valid", "The spec is valid.", generation),
+        Said("Planned", "False", "ModelUnknown", why, generation),
+        _kept(before["ParallelismVerified"]) if "ParallelismVerified" in before else unverified(generation),
+        _still_ready(before["Ready"], observed.pods, "is not planned yet") if "Ready" in before else first,
+        *underway(cause, cause if refusal is not None or is_stuck(task, {}) else None, generation),
+    ]
+    counts = _counts(observed.pods)
+    return previous.model_copy(update={"observed_generation": generation, "conditions": dated(said, previous.conditions, now), **counts})
 
 
 def refused(generation: int, problems: Sequence[Problem], previous: Status, now: str, *, pods: Sequence[PodState] | None = None) -> Status:
@@ -72,17 +92,25 @@ def refused(generation: int, problems: Sequence[Problem], previous: Status, now:
     more = f"; and {len(problems) - PROBLEMS_LIMIT} more" if len(problems) > PROBLEMS_LIMIT else ""
     message = "; ".join(told) + more or "The spec cannot be served."
     before = {condition.type: condition for condition in previous.conditions} if previous.revision.updated else {}
+    nothing_runs = Said("Ready", "False", "NotAccepted", "No replica runs: the spec is refused, and none was accepted before.", generation)
     no_plan = Said("Planned", "False", "NotAccepted", "Nothing is planned for a spec that is refused.", generation)
     said = [
         Said("Accepted", "False", reason, message, generation),
         _kept(before["Planned"]) if "Planned" in before else no_plan,
         _kept(before["ParallelismVerified"]) if "ParallelismVerified" in before else unverified(generation),
-        _still_ready(before.get("Ready"), generation, pods),
+        _still_ready(before["Ready"], pods, "is refused") if "Ready" in before else nothing_runs,
         Said("Reconciling", "False", "Stalled", "It does not go on until what Stalled says is put right.", generation),
         Said("Stalled", "True", reason, f"Nothing of this spec is applied until it is corrected: {message}", generation),
     ]
     counts = {} if pods is None else _counts(pods)
     return previous.model_copy(update={"observed_generation": generation, "conditions": dated(said, previous.conditions, now), **counts})
+
+
+def flips(previous: Status, current: Status) -> bool:
+    """Return whether any condition says something else than before, or another generation is answered."""
+    before = {condition.type: condition.status for condition in previous.conditions}
+    after = {condition.type: condition.status for condition in current.conditions}
+    return before != after or previous.observed_generation != current.observed_generation
 
 
 def reason_of(problems: Sequence[Problem]) -> str:
@@ -94,22 +122,29 @@ def reason_of(problems: Sequence[Problem]) -> str:
     return min(reasons, key=_GRAVEST_FIRST.index, default="InvalidSpec")
 
 
-def _still_ready(before: Condition | None, generation: int, pods: Sequence[PodState] | None) -> Said:
-    """Return Ready of the last accepted spec, as its pods are now."""
-    if before is None:
-        return Said("Ready", "False", "NotAccepted", "No replica runs: the spec is refused, and none was accepted before.", generation)
+def _still_ready(before: Condition, pods: Sequence[PodState] | None, newest: str) -> Said:
+    """Return Ready of the last accepted spec, as its pods are now; `newest` says how the newest spec is."""
     if pods is None or before.reason in ("Suspended", "ScaledToZero"):
         return _kept(before)
     counts = _counts(pods)
     ready, total = counts["ready_replicas"], counts["replicas"]
     if ready and ready == total:
-        message = f"All {counted(total)} of the last accepted spec answer; the newest spec is refused."
+        message = f"All {counted(total)} of the last accepted spec answer; the newest spec {newest}."
         return Said("Ready", "True", "ReplicasReady", message, before.observed_generation)
     cause = of_pods(pods)
     reason = cause.reason if cause else "PodsPending"
     rest = f" {cause.message}" if cause else ""
-    message = f"{ready} of {counted(total)} of the last accepted spec answer; the newest spec is refused.{rest}"
+    message = f"{ready} of {counted(total)} of the last accepted spec answer; the newest spec {newest}.{rest}"
     return Said("Ready", "False", reason, message, before.observed_generation)
+
+
+def _model(owner: LargeModelDeployment, observed: Observed, revision: str, previous: Status) -> ModelFacts | None:
+    """Return what is known of the model; a fetch says no more than an inspection has said, and leaves the outline out."""
+    kept = inspection.known(owner, previous)
+    found = inspection.told(owner, newest(observed.bringing(), revision))
+    if found is None or kept is None:
+        return found or kept
+    return found.model_copy(update={"outline": found.outline or kept.outline, "revision": found.revision or kept.revision})
 
 
 def _kept(condition: Condition) -> Said:

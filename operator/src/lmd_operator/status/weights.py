@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
-
-from lmd_operator.api.status import ModelFacts, WeightsStatus
+from lmd_operator.api.status import WeightsStatus
 from lmd_operator.observed import FetchState, PodState, Progress
 from lmd_operator.status.refusals import clause
 
@@ -35,7 +33,6 @@ FAILURES = (
     FAILED,
 )
 """Reasons of `lmd_worker.errors.FetchReason`, what only a person can mend first."""
-FACTS = ("family", "parameters", "bytes", "heads", "key_value_heads", "layers", "context_tokens")
 _PERCENT = 100
 
 
@@ -52,11 +49,16 @@ def of_fetch(pod: str, fetch: FetchState, progress: Progress | None) -> tuple[st
     return FAILED, f"the fetch of the weights ended{said}; read `kubectl logs {pod} --container fetch --previous`"
 
 
+def newest(pods: Sequence[PodState], revision: str) -> list[PodState]:
+    """Return the pods that bring or verify what the spec asks for: of a Job, or of the newest revision."""
+    return [pod for pod in pods if pod.fetch is not None and (pod.job or pod.revision == revision)]
+
+
 def weights_status(
     pods: Sequence[PodState], revision: str, progress: Mapping[str, Progress], previous: WeightsStatus | None
 ) -> WeightsStatus | None:
     """Return how far the weights of the newest pods, or of a Job's, are; the one that has least is told of."""
-    fetching = [pod for pod in pods if pod.fetch is not None and (pod.job or pod.revision == revision)]
+    fetching = newest(pods, revision)
     if not fetching:
         return None
     moving = [told for pod in fetching if (told := progress.get(pod.name)) is not None and told.total]
@@ -65,19 +67,6 @@ def weights_status(
     if all(pod.fetch is not None and pod.fetch.is_done for pod in fetching):
         return _done(fetching[0])
     return previous
-
-
-def model_facts(pods: Sequence[PodState], revision: str) -> ModelFacts | None:
-    """Return what the fetch of the newest pods read from the model's own files, or None when nothing was told."""
-    for pod in pods:
-        if pod.fetch is not None and pod.fetch.is_done and (pod.job or pod.revision == revision):
-            told = _last_words(pod).get("model")
-            facts = {name: told.get(name) for name in FACTS} if isinstance(told, dict) else {}
-            try:
-                return ModelFacts.model_validate(facts, by_name=True, by_alias=False) if facts else None
-            except ValidationError:
-                return None
-    return None
 
 
 def _last_words(pod: PodState) -> dict[str, object]:

@@ -36,6 +36,7 @@ class Operator:
         self.name = name
         self.namespace = namespace
         self.user = f"system:serviceaccount:{namespace}:{name}"
+        self.program = ("-m", "lmd_operator")
         self._access = access
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +67,7 @@ class Operator:
         environment = kept | {f"LMD_OPERATOR_{key}": value for key, value in settings.items()} | {"KUBECONFIG": str(self._access)}
         with self._log.open("ab") as words:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lmd_operator"], env=environment, stdout=words, stderr=words, preexec_fn=_die_with_parent, cwd=_ROOT
+                [sys.executable, *self.program], env=environment, stdout=words, stderr=words, preexec_fn=_die_with_parent, cwd=_ROOT
             )
         if is_ready:
             self.wait_ready()
