@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +74,8 @@ def render(
     models: Models = None,
     claim: Claim = None,
 ) -> None:
-    """Print what the operator would create for manifests, byte for byte."""
+    """Print what the operator would create for manifests, byte for byte; with --files, archives at hand are merged as a pod does it."""
+    claims = named(claim or [], "--claim")
     valid, problems = load(sources)
     stop_on(problems)
     for origin, deployment in valid:
@@ -84,6 +85,8 @@ def render(
             stop_on([f"{origin}: {error}"])
             raise
         texts = _rendered(built, files=files)
+        if files:
+            texts |= _merged(deployment, texts, claims)
         if output is Output.DIRECTORY:
             _write(directory / deployment.metadata.name, texts)
         elif files:
@@ -155,6 +158,25 @@ def _rendered(built: Desired, *, files: bool) -> dict[str, str]:
         return dict(built.files.texts)
     contents = [document(resource) for resource in built.resources]
     return {f"{content['kind'].lower()}.yaml": yaml.dump(content, Dumper=_Literal, sort_keys=False) for content in contents}
+
+
+def _merged(deployment: LargeModelDeployment, texts: Mapping[str, str], claims: Mapping[str, Path]) -> dict[str, str]:
+    """Return what a pod makes of the object's archive, where the archive is at hand; where it is not, say how to see it."""
+    from lmd_operator.local.archive import local_archive, merged_files, missing_claim
+
+    if (claim := missing_claim(deployment, claims)) is not None:
+        print(
+            f"lmd: {deployment.metadata.name}: its archive is on the claim {claim}; --claim {claim}=DIRECTORY shows what a pod merges",
+            file=sys.stderr,
+        )
+    archive = local_archive(deployment, claims)
+    if archive is None:
+        return {}
+    try:
+        return merged_files(texts, archive)
+    except LmdError as error:
+        stop_on([f"{deployment.metadata.name}: {error}"])
+        raise
 
 
 def _write(directory: Path, texts: dict[str, str]) -> None:

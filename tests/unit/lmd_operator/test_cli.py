@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,42 @@ def test_serve_asks_which_object_when_there_are_several() -> None:
 def test_a_wrong_command_line_ends_with_two() -> None:
     assert run("serve", "-", "--claim", "nonsense", stdin=SMOLLM2)[0] == 2
     assert run("nonsense")[0] == 2
+
+
+ARCHIVED = Path(__file__).parents[2] / "scenarios" / "handler-in-an-archive.yaml"
+
+
+def an_archive(folder: Path, files: dict[str, str]) -> Path:
+    path = folder / "handlers" / "classic.mar"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return folder
+
+
+def test_render_shows_what_a_pod_makes_of_an_archive(tmp_path: Path) -> None:
+    manifest = json.dumps({"model": {"handler": "mine.py"}})
+    root = an_archive(tmp_path, {"MAR-INF/MANIFEST.json": manifest, "mine.py": "", "model-config.yaml": "minWorkers: 4\nbatchSize: 2\n"})
+    status, out, _ = run("render", str(ARCHIVED), "--files", "--claim", f"models={root}")
+    texts = yaml.safe_load(out)["classic"]
+    config = yaml.safe_load(texts["model-config.yaml"])
+    assert status == 0
+    assert (config["minWorkers"], config["batchSize"], config["custom"]["handler"]) == (1, 2, "mine.py")
+    assert config["custom"]["archive"] == "/models/handlers/classic.mar", "as in the pod"
+    assert "archive" in next(line for line in texts["who-wins.txt"].splitlines() if "batchSize" in line)
+
+
+def test_render_says_how_to_see_an_archive_that_is_elsewhere() -> None:
+    status, out, err = run("render", str(ARCHIVED), "--files")
+    assert status == 0
+    assert "who-wins.txt" not in out
+    assert "--claim models=DIRECTORY" in err
+
+
+def test_render_refuses_an_archive_as_a_pod_would(tmp_path: Path) -> None:
+    root = an_archive(tmp_path, {"../outside": ""})
+    status, _, err = run("render", str(ARCHIVED), "--files", "--claim", f"models={root}")
+    assert status == 1
+    assert err.startswith("lmd: classic: ")
+    assert "leaves its directory" in err

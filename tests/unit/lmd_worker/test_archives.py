@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lmd_worker import archives
+from lmd_worker import archives, merging
 from lmd_worker.environment import Environment
 from lmd_worker.errors import SettingsError
 
@@ -185,3 +185,44 @@ def test_without_an_archive_nothing_is_composed(tmp_path: Path) -> None:
 def test_what_failure_handling_stands_on_is_always_ours(theirs: dict[str, Any]) -> None:
     result = archives.merged(theirs, OURS)
     assert {key: result[key] for key in OURS if key != "batchSize"} == {key: value for key, value in OURS.items() if key != "batchSize"}
+
+
+def test_what_wins_is_read_off_the_result(tmp_path: Path) -> None:
+    own = {
+        "minWorkers": 4,
+        "batchSize": 2,
+        "parallelLevel": 4,
+        "deviceType": "cpu",
+        "handler": {"model_path": "x", "seed": 7},
+        "mine": {"a": 1},
+    }
+    deepspeed = {"dtype": "bfloat16", "tensor_parallel": {"tp_size": 8}}
+    archive = tmp_path / "handler.mar"
+    archive.write_bytes(packed(good(**{"model-config.yaml": yaml.safe_dump(own), "ds-config.json": json.dumps(deepspeed)})))
+    texts = {
+        "MANIFEST.json": json.dumps({"model": {"modelName": "m", "handler": "lmd_worker.custom"}}),
+        "model-config.yaml": yaml.safe_dump({**OURS, "custom": {"handler": "handler.py", "archive": "/models/handler.mar"}}),
+        "ds-config.json": json.dumps({"dtype": "float32", "tensor_parallel": {"tp_size": 3}}),
+    }
+    found = merging.merged(texts, archive)
+    rows = {tuple(line.split()[:2]): line.split(maxsplit=2)[2] for line in found[merging.TABLE].splitlines()}
+    said = {key: " ".join(text.split()) for (_, key), text in rows.items()}
+    assert said["minWorkers"] == "operator 1; the archive has 4"
+    assert said["parallelLevel"] == "operator left out; the archive has 4"
+    assert said["batchSize"] == "archive 2; the operator has 8"
+    assert said["deviceType"] == 'both "cpu"'
+    assert said["handler.model_path"] == 'operator "/models/small"; the archive has "x"'
+    assert said["handler.seed"] == "archive 7"
+    assert said["mine"] == 'archive {"a": 1}'
+    assert said["tensor_parallel.tp_size"] == "operator 3; the archive has 8"
+    assert said["dtype"] == 'archive "bfloat16"; the operator has "float32"'
+    assert yaml.safe_load(found["model-config.yaml"])["custom"] == {"handler": "mine.py", "archive": "/models/handler.mar"}
+
+
+def test_what_is_shown_is_what_runs(compose: Callable[[bytes | Path], Path], tmp_path: Path) -> None:
+    content = packed(good(**{"model-config.yaml": yaml.safe_dump({"batchSize": 2, "mine": 1})}))
+    directory = compose(content)
+    rendered = tmp_path / "store" / "m"
+    names = {"MANIFEST.json": "MAR-INF/MANIFEST.json", "model-config.yaml": "model-config.yaml", "ds-config.json": "ds-config.json"}
+    found = merging.merged({name: (rendered / place).read_text() for name, place in names.items()}, tmp_path / "volume" / "handler.mar")
+    assert {name: found[name] for name in names} == {name: (directory / place).read_text() for name, place in names.items()}

@@ -25,6 +25,7 @@ USAGE = """usage: lmd-worker COMMAND
   alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
 
+  merge ARCHIVE   show what becomes of an archive's own configuration (used by lmd render)
   front-door   run HAProxy before the model server (the command of the container beside it)
 
 Each is told what to do by LMD_* variables; see lmd_worker/environment.py.
@@ -118,6 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lmd_worker.weights import inspect as inspection
 
         return inspection.main(given[1:], os.environ)
+    if given[:1] == ["merge"]:
+        from lmd_worker import merging
+
+        return merging.main(given[1:], sys.stdin.read())
     if len(given) != 1 or given[0] not in COMMANDS:
         print(USAGE, end="", file=sys.stderr)
         return 2

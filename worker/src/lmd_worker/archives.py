@@ -54,8 +54,8 @@ def composed(environment: Environment) -> Environment:
     shutil.rmtree(store, ignore_errors=True)
     target = store / environment.model_name
     target.mkdir(parents=True)
-    _take(Path(custom["archive"]), target)
-    _overlay(rendered, config, target)
+    take(Path(custom["archive"]), target)
+    overlay(rendered, config, target)
     return replace(environment, model_store=store)
 
 
@@ -73,7 +73,8 @@ def merged(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _take(source: Path, target: Path) -> None:
+def take(source: Path, target: Path) -> None:
+    """Put an archive's files into an empty directory. Raises `SettingsError` for one that is not trusted."""
     if source.is_dir():
         _link(source, target)
     elif source.is_file():
@@ -141,7 +142,16 @@ def _link(source: Path, target: Path) -> None:
             link.symlink_to(path)
 
 
-def _overlay(rendered: Path, ours: Mapping[str, Any], target: Path) -> None:
+def their_config(target: Path) -> dict[str, Any]:
+    """Return the model-config.yaml that the files in a directory bring, empty where they bring none."""
+    manifest = _mapping(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+    model = manifest.get("model")
+    path = target / str((model.get("configFile") if isinstance(model, dict) else None) or MODEL_CONFIG)
+    return _mapping(path) if path.is_file() else {}
+
+
+def overlay(rendered: Path, ours: Mapping[str, Any], target: Path) -> None:
+    """Merge what was taken with what the operator rendered, by the table above."""
     manifest = _mapping(target / MANIFEST) if (target / MANIFEST).is_file() else {}
     model = manifest.get("model")
     model = dict(model) if isinstance(model, dict) else {}
@@ -153,8 +163,7 @@ def _overlay(rendered: Path, ours: Mapping[str, Any], target: Path) -> None:
     handler = model.get("handler")
     if not isinstance(handler, str) or not handler:
         raise SettingsError(f"the archive's {MANIFEST} names no handler; make it with torch-model-archiver --handler.")
-    theirs_path = target / str(model.get("configFile") or MODEL_CONFIG)
-    theirs = _mapping(theirs_path) if theirs_path.is_file() else {}
+    theirs = their_config(target)
     config = merged(theirs, ours)
     config["custom"] = {**ours["custom"], "handler": handler}
     own = _mapping(rendered / MANIFEST)
@@ -163,13 +172,18 @@ def _overlay(rendered: Path, ours: Mapping[str, Any], target: Path) -> None:
     _write(target / DS_CONFIG, json.dumps(_deepspeed(target, theirs, _mapping(rendered / DS_CONFIG)), indent=2))
 
 
-def _deepspeed(target: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def their_deepspeed(target: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the DeepSpeed configuration that the files in a directory bring, empty where they bring none."""
     section = theirs.get("deepspeed")
     name = section.get("config") if isinstance(section, dict) else None
     path = target / str(name) if name else target / DS_CONFIG
-    if not path.is_file():
+    return _mapping(path) if path.is_file() else {}
+
+
+def _deepspeed(target: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    document = their_deepspeed(target, theirs)
+    if not document:
         return dict(ours)
-    document = _mapping(path)
     parallel = document.get("tensor_parallel")
     degree = ours["tensor_parallel"]["tp_size"]
     return {**document, "tensor_parallel": {**(parallel if isinstance(parallel, dict) else {}), "tp_size": degree}}
