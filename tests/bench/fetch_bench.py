@@ -3,7 +3,8 @@
     python tests/bench/fetch_bench.py --mebibytes 256 1024 [--folder DIR]
 
 For each size: one shard on the hub of the tests, fetched by `lmd-worker fetch`, then by eight curls, a range each, in turns.
-Prints one JSON line a size; `ratio` is the median of fetch over curl.
+Prints one JSON line a size; `ratio` is the median of fetch over curl, from the first byte asked for to the end of the process;
+`ratio_with_start` is that of the whole command, and `start_seconds` what the interpreter, imports and the listing take.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import psutil
 
 HUB = Path(__file__).parents[1] / "weights" / "hub_server.py"
 STREAMS = 8
-TURNS = 3
+TURNS = 5
 
 
 def main() -> None:
@@ -43,12 +44,13 @@ def measure(folder: Path, size: int) -> dict[str, object]:
     server = subprocess.Popen([sys.executable, str(HUB), str(folder / "hub")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = f"http://127.0.0.1:{json.loads(server.stdout.readline())['port']}"
-    fetches, curls, memory = [], [], 0
+    fetches, wholes, curls, memory = [], [], [], 0
     try:
         _fetch(folder, url)  # the server hashes the shard for its listing, once
         for _ in range(TURNS):
-            seconds, peak = _fetch(folder, url)
+            start, seconds, peak = _fetch(folder, url)
             fetches.append(seconds)
+            wholes.append(start + seconds)
             memory = max(memory, peak)
             curls.append(_curl(folder, url, size))
     finally:
@@ -59,6 +61,8 @@ def measure(folder: Path, size: int) -> dict[str, object]:
         "fetch_mebibytes_per_second": round(mebibytes / statistics.median(fetches)),
         "curl_mebibytes_per_second": round(mebibytes / statistics.median(curls)),
         "ratio": round(statistics.median(curl / fetch for fetch, curl in zip(fetches, curls, strict=True)), 2),
+        "ratio_with_start": round(statistics.median(curl / whole for whole, curl in zip(wholes, curls, strict=True)), 2),
+        "start_seconds": round(statistics.median(whole - fetch for whole, fetch in zip(wholes, fetches, strict=True)), 2),
         "peak_rss_mebibytes": round(memory / 2**20),
     }
 
@@ -75,13 +79,14 @@ def _write_model(folder: Path, size: int) -> None:
             file.write(block)
 
 
-def _fetch(folder: Path, url: str) -> tuple[float, int]:
-    """Return the seconds from the first byte asked for to the finished directory, and the peak resident bytes."""
+def _fetch(folder: Path, url: str) -> tuple[float, float, int]:
+    """Return the seconds to the first byte asked for, those from there to the end of the process, and the peak resident bytes."""
     into = folder / "fetched"
     shutil.rmtree(into, ignore_errors=True)
     order = {"source": {"kind": "huggingFace", "repository": "acme/large", "endpoint": url}, "into": str(into)}
     (folder / "source.json").write_text(json.dumps(order))
     environment = {"PATH": os.environ["PATH"], "LMD_SOURCE_FILE": str(folder / "source.json")}
+    launched = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "lmd_worker", "fetch"], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     begun, peak = 0.0, 0
@@ -99,7 +104,7 @@ def _fetch(folder: Path, url: str) -> tuple[float, int]:
     ended = time.monotonic()
     if process.returncode:
         raise SystemExit("the fetch failed")
-    return ended - begun, peak
+    return begun - launched, ended - begun, peak
 
 
 def _curl(folder: Path, url: str, size: int) -> float:

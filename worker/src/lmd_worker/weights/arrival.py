@@ -152,15 +152,16 @@ class Arrival:
         return self._hashed_parts < self._count and self._there[self._hashed_parts] == 1
 
     def _hash_part(self, start: int, end: int) -> None:
-        with self._part.open("rb") as part:
+        buffer = memoryview(bytearray(min(HASH_BYTES, end - start)))  # one, as fresh memory costs as much as the copy into it
+        with self._part.open("rb", buffering=0) as part:
             part.seek(start)
             while start < end:
-                data = part.read(min(HASH_BYTES, end - start))
-                if not data:
+                count = part.readinto(buffer[: end - start])
+                if not count:
                     raise FetchError("FetchFailed", f"{self._part.name} was changed by somebody else while it was fetched.")
                 for each in self._hashes.values():
-                    each.update(data)
-                start += len(data)
+                    each.update(buffer[:count])
+                start += count
 
     def _check_header(self) -> None:
         if not self.file.is_weights:

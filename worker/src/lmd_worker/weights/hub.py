@@ -29,7 +29,8 @@ from lmd_worker.weights.source import HubSource
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """Longest wait for the next bytes of an answer."""
-CHUNK_BYTES = 256 * 2**10
+CHUNK_BYTES = 2**20
+"""At most, of what has come: nothing is waited for, so nothing is lost when a connection is cut, and few calls are made when it is fast."""
 LARGEST_ANSWER_BYTES = 64 * 2**20
 """Of the listing; the largest repositories have some thousand files, a few hundred bytes each."""
 LOCATION_SECONDS = 300.0
@@ -68,7 +69,8 @@ class Hub:
         """Yield a range of one file of the commit that was listed."""
         with closing(self._range(file, start, end)) as answer:
             try:
-                yield from answer.raw.stream(CHUNK_BYTES, decode_content=False)
+                while chunk := answer.raw.read1(CHUNK_BYTES, decode_content=False):
+                    yield chunk
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise InterruptedReadError(f"the connection was cut ({type(error).__name__})") from error
 
