@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.model
 WORDS = ("sea", "king", "stone", "once", "seven", "light", "house", "river", "north", "apple")
 GOOD, BAD, LEAVING = 64, 22, 22
 """A fifth of all are invalid, and a fifth leave."""
+AT_ONCE = 90
+"""The frontend's own queue has room for a hundred."""
 SEEDED = 12
 INVALID = (
     {"prompt": ""},
@@ -116,7 +118,13 @@ async def crowd(base_url: str) -> tuple[list[tuple[str, int]], list[int], list[t
         order = list(range(len(good) + len(bad) + len(leaving)))
         random.Random(7).shuffle(order)
         work = [*good, *bad, *leaving]
-        tasks = {index: asyncio.ensure_future(work[index]) for index in order}
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def when_there_is_room(one: Coroutine[Any, Any, Any]) -> Any:
+            async with room:
+                return await one
+
+        tasks = {index: asyncio.ensure_future(when_there_is_room(work[index])) for index in order}
         results: list[Any] = await asyncio.gather(*(tasks[index] for index in range(len(work))))
         alone = [await ask(session, request) for request in seeded_requests()]
     return results[: len(good)], results[len(good) : len(good) + len(bad)], alone
