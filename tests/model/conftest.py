@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lmd_operator.local.ports import free_ports
 
 HERE = Path(__file__).parent
 DEADLINE_SECONDS = 420
@@ -95,9 +96,7 @@ class Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, task: str, scenario: Path, degree: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_ports(1)[0]
         for rank in range(degree):
             place = {
                 "RANK": str(rank),

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from lmd_operator.local.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -70,9 +71,7 @@ def test_commands_that_serve_work(command: str, smollm2: Path) -> None:
 @pytest.fixture(scope="module")
 def port(smollm2: Path) -> Iterator[int]:
     """`make serve` on a free port, stopped with Ctrl-C; it must leave no process behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = int(free.getsockname()[1])
+    number = free_ports(1)[0]
     process = subprocess.Popen(
         ["make", "serve", f"PORT={number}"],
         cwd=REPOSITORY,

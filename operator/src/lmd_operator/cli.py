@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.commands.common import Claim, Models, Shape, Sources, load, named, settled_shape, stop_on
+from lmd_operator.commands.common import Claim, Models, Shape, Sources, fail, load, named, settled_shape, stop_on
 from lmd_operator.commands.plan import plan
 from lmd_operator.commands.why import why
 from lmd_operator.errors import LmdError
@@ -82,8 +82,7 @@ def render(
         try:
             built = desired(deployment, Settings(), shape=settled_shape(deployment, shape, models, claim or []))
         except LmdError as error:
-            stop_on([f"{origin}: {error}"])
-            raise
+            fail(f"{origin}: {error}")
         texts = _rendered(built, files=files)
         if files:
             texts |= _merged(deployment, texts, claims)
@@ -129,7 +128,7 @@ def serve(
         display.phase(f"stopped by {signal}; every process it started has ended")
     except LmdError as error:
         display.end_progress()
-        stop_on([str(error)])
+        fail(str(error))
     finally:
         display.end_progress()
 
@@ -146,11 +145,10 @@ def inspect(
 
 def _select(valid: Sequence[tuple[str, LargeModelDeployment]], name: str | None) -> LargeModelDeployment:
     chosen = [deployment for _, deployment in valid if name in (None, deployment.metadata.name)]
-    if len(chosen) == 1:
-        return chosen[0]
-    names = ", ".join(deployment.metadata.name for _, deployment in valid)
-    stop_on([f"--name must choose one object; the file holds {names}"])
-    raise AssertionError
+    if len(chosen) != 1:
+        names = ", ".join(deployment.metadata.name for _, deployment in valid)
+        fail(f"--name must choose one object; the file holds {names}")
+    return chosen[0]
 
 
 def _rendered(built: Desired, *, files: bool) -> dict[str, str]:
@@ -175,8 +173,7 @@ def _merged(deployment: LargeModelDeployment, texts: Mapping[str, str], claims: 
     try:
         return merged_files(texts, archive)
     except LmdError as error:
-        stop_on([f"{deployment.metadata.name}: {error}"])
-        raise
+        fail(f"{deployment.metadata.name}: {error}")
 
 
 def _write(directory: Path, texts: dict[str, str]) -> None:

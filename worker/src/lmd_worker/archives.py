@@ -46,7 +46,7 @@ def composed(environment: Environment) -> Environment:
     Raises `SettingsError` when the archive is missing, tries to leave its directory, or asks for what is refused.
     """
     rendered = environment.model_directory
-    config = _mapping(rendered / MODEL_CONFIG) if (rendered / MODEL_CONFIG).is_file() else {}
+    config = _mapping_if_any(rendered / MODEL_CONFIG)
     custom = config.get("custom")
     if not isinstance(custom, dict) or "archive" not in custom:
         return environment
@@ -144,15 +144,15 @@ def _link(source: Path, target: Path) -> None:
 
 def their_config(target: Path) -> dict[str, Any]:
     """Return the model-config.yaml that the files in a directory bring, empty where they bring none."""
-    manifest = _mapping(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+    manifest = _mapping_if_any(target / MANIFEST)
     model = manifest.get("model")
     path = target / str((model.get("configFile") if isinstance(model, dict) else None) or MODEL_CONFIG)
-    return _mapping(path) if path.is_file() else {}
+    return _mapping_if_any(path)
 
 
 def overlay(rendered: Path, ours: Mapping[str, Any], target: Path) -> None:
     """Merge what was taken with what the operator rendered, by the table above."""
-    manifest = _mapping(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+    manifest = _mapping_if_any(target / MANIFEST)
     model = manifest.get("model")
     model = dict(model) if isinstance(model, dict) else {}
     if model.get("requirementsFile"):
@@ -177,7 +177,7 @@ def their_deepspeed(target: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
     section = theirs.get("deepspeed")
     name = section.get("config") if isinstance(section, dict) else None
     path = target / str(name) if name else target / DS_CONFIG
-    return _mapping(path) if path.is_file() else {}
+    return _mapping_if_any(path)
 
 
 def _deepspeed(target: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,6 +187,10 @@ def _deepspeed(target: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
     parallel = document.get("tensor_parallel")
     degree = ours["tensor_parallel"]["tp_size"]
     return {**document, "tensor_parallel": {**(parallel if isinstance(parallel, dict) else {}), "tp_size": degree}}
+
+
+def _mapping_if_any(path: Path) -> dict[str, Any]:
+    return _mapping(path) if path.is_file() else {}
 
 
 def _mapping(path: Path) -> dict[str, Any]:

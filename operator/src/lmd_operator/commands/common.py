@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -93,3 +93,9 @@ def stop_on(problems: Sequence[str]) -> None:
         print(f"lmd: {problem}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
+
+
+def fail(problem: str) -> NoReturn:
+    """End with status 1 and this problem."""
+    stop_on([problem])
+    raise AssertionError

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmd_operator.api.status import Status
-from lmd_operator.commands.common import stop_on
+from lmd_operator.commands.common import fail
 from lmd_operator.errors import LmdError
 from lmd_operator.status.sentence import sentence
 
@@ -24,10 +24,8 @@ def why(
     try:
         found = read_object(place, name)
     except LmdError as error:
-        stop_on([str(error)])
-        return
+        fail(str(error))
     if found is None:
-        stop_on([f"there is no LargeModelDeployment {name} in the namespace {place}: name another, or another --namespace"])
-        return
+        fail(f"there is no LargeModelDeployment {name} in the namespace {place}: name another, or another --namespace")
     status = Status.model_validate(found.get("status") or {}, extra="ignore", by_alias=True, by_name=False)
     print(sentence(name, status, found["metadata"].get("generation", 0)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.errors import LocalRunError
+from lmd_operator.local.worker import ask
 
 NEEDED = ("MANIFEST.json", "model-config.yaml", "ds-config.json")
 
@@ -36,10 +34,4 @@ def missing_claim(deployment: LargeModelDeployment, claims: Mapping[str, Path]) 
 def merged_files(texts: Mapping[str, str], archive: Path) -> dict[str, str]:
     """Return the files that the pod merges, and a table of who wins. Raises `LocalRunError` with the worker's words."""
     given = json.dumps({name: texts[name] for name in NEEDED})
-    command = [sys.executable, "-m", "lmd_worker", "merge", str(archive)]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["lmd-worker ended without a word"]
-        raise LocalRunError(lines[-1].removeprefix("lmd: "))
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    return ask("merge", str(archive), given=given)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import LocalRunError
 from lmd_operator.local.models import models_directory
+from lmd_operator.local.worker import ask
 from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.planning.tensors import shape_of, tensors_of
 from lmd_operator.rendering.layout import IMAGE_MODELS
@@ -37,14 +36,7 @@ def shape_of_file(path: Path) -> ModelShape:
 
 
 def _inspected(source: list[str]) -> ModelShape:
-    done = subprocess.run(
-        [sys.executable, "-m", "lmd_worker", "inspect", *source, "--outline"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["lmd-worker ended without a word"]
-        raise LocalRunError(lines[-1].removeprefix("lmd: "))
-    document: dict[str, object] = json.loads(done.stdout)
-    return _told(document)
+    return _told(ask("inspect", *source, "--outline"))
 
 
 def _told(document: Mapping[str, object]) -> ModelShape:

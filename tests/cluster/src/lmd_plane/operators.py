@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from lmd_plane.errors import PlaneError
 from lmd_plane.faults import FaultProxy
 from lmd_plane.faults.requests import WRITES
 from lmd_plane.plane import Plane
+from lmd_plane.ports import free_ports
 
 READY_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
@@ -52,9 +52,7 @@ class Operator:
 
     def start(self, *, is_ready: bool = True) -> None:
         """Start the process and, unless told otherwise, wait until it has filled its caches."""
-        with socket.socket() as listener:
-            listener.bind((LOOPBACK, 0))
-            self._port = int(listener.getsockname()[1])
+        self._port = free_ports(1)[0]
         settings = {
             "HOST": LOOPBACK,
             "PORT": str(self._port),

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from lmd_plane.certificates import Authority, kubeconfig
 from lmd_plane.client import Api, eventually
 from lmd_plane.components import ARGUMENTS, LOOPBACK, NODE_LEASES, SERVER_NAMES, USERS, Site, fake_node
 from lmd_plane.errors import PlaneError
+from lmd_plane.ports import free_ports
 from lmd_plane.processes import Identity
 
 START_SECONDS = 180.0
@@ -85,7 +86,7 @@ class Plane(Cluster):
     @classmethod
     def _started(cls, folder: Path, binaries: Mapping[str, Path]) -> Plane:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        site = Site(folder, *_free_ports(3))
+        site = Site(folder, *free_ports(3))
         _write_credentials(site)
         plane = cls(site, binaries, {})
         plane._save()
@@ -237,14 +238,6 @@ def _write_credentials(site: Site) -> None:
         path = site.kubeconfig(user)
         path.touch(mode=0o600)
         path.write_text(kubeconfig(site.api_url, authority.certificate, certificate=authority.issue(user, subject)))
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind((LOOPBACK, 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
 
 
 def _accepts(port: int) -> bool:

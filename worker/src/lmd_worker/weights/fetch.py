@@ -24,6 +24,7 @@ from lmd_worker import lastwords
 from lmd_worker.errors import FetchError, WorkerError
 from lmd_worker.weights import listing, source
 from lmd_worker.weights.arrival import Arrival
+from lmd_worker.weights.ending import failed
 from lmd_worker.weights.hub import Hub
 from lmd_worker.weights.inspect import Directory, inspect
 from lmd_worker.weights.listing import INDEX, Listing, RemoteFile
@@ -60,9 +61,9 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
         with shown(meter, _port(variables)):
             fetched = fetch(order, variables, meter)
     except FetchError as error:
-        return _failed(last_words, f"{error.reason}: {error}")
+        return failed(last_words, f"{error.reason}: {error}")
     except WorkerError as error:
-        return _failed(last_words, f"FetchFailed: {error}")
+        return failed(last_words, f"FetchFailed: {error}")
     told = {"revision": fetched.revision, "bytes": fetched.total_bytes, "model": _facts(fetched)}
     lastwords.write(last_words, json.dumps(told))
     log.info("the model is in %s: revision=%s bytes=%d", fetched.directory, fetched.revision, fetched.total_bytes)
@@ -122,18 +123,18 @@ class _Fetch:
         there = self._what_is_there()
         is_pinned = isinstance(self._order.source, HubSource) and there is not None and there.revision == self._order.source.revision
         if there is not None and (is_pinned or not self._order.refresh):
-            return self._fetched(there)
+            return _fetched(self._place.target, there)
         try:
             found = patiently(self._remote.listing, self._patience, self._stop, self._origin)
         except FetchError as error:
             if there is None or error.reason != "EndpointUnreachable":
                 raise
             log.warning("the source cannot be reached, so the model that is there is used: %s", error)
-            return self._fetched(there)
+            return _fetched(self._place.target, there)
         files = self._chosen(found)
         if there is not None and there.revision == found.revision and there.files.keys() == {file.name for file in files}:
-            return self._fetched(there)
-        return self._fetched(self._bring(found, files))
+            return _fetched(self._place.target, there)
+        return _fetched(self._place.target, self._bring(found, files))
 
     def _what_is_there(self) -> Marker | None:
         """Return the marker of a finished fetch of this source that satisfies the user's digests."""
@@ -141,9 +142,6 @@ class _Fetch:
         if there is None or there.source != self._order.source.model_dump():
             return None
         return there if all(there.files.get(name, (0, ""))[1] == digest for name, digest in self._order.sha256.items()) else None
-
-    def _fetched(self, marker: Marker) -> Fetched:
-        return _fetched(self._place.target, marker)
 
     def _chosen(self, found: Listing) -> tuple[RemoteFile, ...]:
         files = listing.candidates(found, self._origin, remote_code=self._order.remote_code)
@@ -303,9 +301,3 @@ def _of_the_disk(error: OSError, directory: Path) -> FetchError:
 def _port(variables: Mapping[str, str]) -> int | None:
     text = variables.get(PORT, "")
     return int(text) if text.isdecimal() and int(text) < 2**16 else None
-
-
-def _failed(last_words: Path | None, sentence: str) -> int:
-    log.error("%s", sentence)
-    lastwords.write(last_words, sentence)
-    return 1

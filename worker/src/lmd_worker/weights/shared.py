@@ -14,6 +14,7 @@ from pathlib import Path
 from lmd_worker import lastwords
 from lmd_worker.errors import FetchError, SettingsError, WorkerError
 from lmd_worker.weights import source
+from lmd_worker.weights.ending import failed
 from lmd_worker.weights.place import Marker, Place
 from lmd_worker.weights.source import Order
 
@@ -61,15 +62,9 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
         order = source.read(source.file(variables))
         is_gone, left = remove(order)
     except WorkerError as error:
-        return _failed(last_words, str(error))
+        return failed(last_words, str(error))
     except OSError as error:
-        return _failed(last_words, f"removing from the cache: {error.strerror or type(error).__name__}; repair the claim.")
+        return failed(last_words, f"removing from the cache: {error.strerror or type(error).__name__}; repair the claim.")
     lastwords.write(last_words, json.dumps({"removed": is_gone, "users": left}))
     log.info("%s: removed=%s users=%d", order.into, is_gone, left)
     return 0
-
-
-def _failed(last_words: Path | None, sentence: str) -> int:
-    log.error("%s", sentence)
-    lastwords.write(last_words, sentence)
-    return 1

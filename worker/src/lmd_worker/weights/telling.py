@@ -19,6 +19,7 @@ from pathlib import Path
 from lmd_worker import lastwords
 from lmd_worker.errors import FetchError, ModelRefusedError, WorkerError
 from lmd_worker.weights import source
+from lmd_worker.weights.ending import failed
 from lmd_worker.weights.hub import Hub
 from lmd_worker.weights.inspect import Directory, Read, facts_of, read
 from lmd_worker.weights.objects import S3
@@ -42,11 +43,11 @@ def run(variables: Mapping[str, str], last_words: Path | None) -> int:
         order = source.read(source.file(variables))
         words = told(read(_remote(order, variables), str(order.source)), str(order.source))
     except FetchError as error:
-        return _failed(last_words, f"{error.reason}: {error}")
+        return failed(last_words, f"{error.reason}: {error}")
     except ModelRefusedError as error:
-        return _failed(last_words, f"SourceInvalid: {error}")
+        return failed(last_words, f"SourceInvalid: {error}")
     except WorkerError as error:
-        return _failed(last_words, f"FetchFailed: {error}")
+        return failed(last_words, f"FetchFailed: {error}")
     lastwords.write(last_words, words)
     log.info("%s was inspected: bytes=%d", order.source, len(words))
     return 0
@@ -84,9 +85,3 @@ def _remote(order: Order, variables: Mapping[str, str]) -> Remote:
     if isinstance(order.source, HubSource):
         return Hub(order.source, variables.get(HUB_TOKEN) or None)
     return S3(order.source, variables)
-
-
-def _failed(last_words: Path | None, sentence: str) -> int:
-    log.error("%s", sentence)
-    lastwords.write(last_words, sentence)
-    return 1
