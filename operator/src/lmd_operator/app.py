@@ -55,7 +55,8 @@ class App:
         self.metrics = Metrics()
         self._session = connection.session(f"lmd-operator/{VERSION}")
         self._watches = connection.session(f"lmd-operator/{VERSION}", limit=0)
-        self.api = Api(connection, self._session, self.metrics.count_request, lambda: self._leadership.is_leader, watches=self._watches)
+        self._lease_session = connection.session(f"lmd-operator/{VERSION}", limit=1)
+        self.api = Api(connection, self._session, self.metrics.count_request, lambda: self.leadership.is_leader, watches=self._watches)
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self.parents = Parents(self.queue.add)
         self._caches = {kind: Cache(kind, self._child_changed) for kind in WATCHED}
@@ -70,8 +71,12 @@ class App:
             self.api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._progress.read
         )
         self._announcer = Announcer(self.api, settings.own_identity, utc_now)
-        self._leadership = Leadership(
-            self.api, settings.lease_namespace or own_namespace(), settings.lease_name, settings.own_identity, time.monotonic
+        self.leadership = Leadership(
+            Api(connection, self._lease_session, self.metrics.count_request),
+            settings.lease_namespace or own_namespace(),
+            settings.lease_name,
+            settings.own_identity,
+            time.monotonic,
         )
         self._health = Health(self.metrics, self.queue, self._reflectors)
         self.metrics.tell_of(self._statuses)
@@ -94,12 +99,12 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(ApiError, TimeoutError):
-            await asyncio.wait_for(self._leadership.release(), RELEASE_SECONDS)
+            await asyncio.wait_for(self.leadership.release(), RELEASE_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
         await self._progress.close()
-        await self._session.close()
-        await self._watches.close()
+        for session in (self._session, self._watches, self._lease_session):
+            await session.close()
 
     def check_for_ghosts_soon(self) -> None:
         """Have the list of our objects checked: events may have been missed."""
@@ -127,15 +132,15 @@ class App:
         """Wait for all caches, then work while the lease is ours; without it stand by, with warm caches, and try again."""
         for reflector in self._reflectors:
             await reflector.synced.wait()
-        self._spawn(self._leadership.run())
+        self._spawn(self.leadership.run())
         while True:
-            await self._leadership.acquired.wait()
+            await self.leadership.acquired.wait()
             self._health.is_leader = True
             for key in self.parents:
                 self.queue.add(key)
             working = [self._spawn(self._work()) for _ in range(self._settings.workers)]
             working.append(self._spawn(self._check_for_ghosts()))
-            await self._leadership.lost.wait()
+            await self.leadership.lost.wait()
             self._health.is_leader = False
             for task in working:
                 task.cancel()
@@ -188,7 +193,7 @@ class App:
 
     def _statuses(self) -> Iterator[tuple[Key, Status]]:
         """Yield the status of every object; of several operators, only the leader tells."""
-        for key in self.parents if self._leadership.is_leader else ():
+        for key in self.parents if self.leadership.is_leader else ():
             if (parent := self.parents.get(key)) is not None:
                 yield key, parent.status
 

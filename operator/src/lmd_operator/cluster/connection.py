@@ -21,7 +21,11 @@ SERVICE_ACCOUNT_NAMESPACE = SERVICE_ACCOUNT_TOKEN.with_name("namespace")
 CONNECT_TIMEOUT_SECONDS = 5.0
 REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECTION_LIMIT = 32
-"""Open connections for requests at most; each costs about 100 KiB for TLS. Watches have connections of their own."""
+"""Open connections for requests at most; each costs about 100 KiB for TLS.
+
+Watches and the lease have connections of their own: whoever waits for one of a pool can wait for as long as others come, as a
+newcomer takes what was just freed before the one who waits is awake (aiohttp 3.14.5, `BaseConnector.connect`).
+"""
 
 
 class NoClusterError(LmdError):
