@@ -10,7 +10,7 @@ from lmd_operator.app import App
 from lmd_operator.cluster.connection import Connection, connect
 from lmd_operator.errors import LmdError
 from lmd_operator.handlers import ParentWatch
-from lmd_operator.runtime import logs
+from lmd_operator.runtime import logs, loop
 from lmd_operator.settings import Settings
 
 
@@ -23,19 +23,20 @@ def main() -> int:
     except LmdError as error:
         print(f"lmd-operator: {error}", file=sys.stderr)
         return 1
-    asyncio.run(operate(connection, settings))
+    loop.collect_seldom()
+    loop.run(operate(connection, settings))
     return 0
 
 
 async def operate(connection: Connection, settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; a second signal changes nothing, the end is short as it is."""
     ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
+        running.add_signal_handler(number, ending.set)
     app = App(connection, settings)
     await app.start()
-    watch = ParentWatch(app, connection, settings, loop)
+    watch = ParentWatch(app, connection, settings, running)
     watch.start()
     try:
         await ending.wait()

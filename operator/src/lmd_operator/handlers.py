@@ -25,6 +25,7 @@ import kopf
 from lmd_operator.api.v1alpha1 import GROUP, PLURAL, VERSION
 from lmd_operator.app import App
 from lmd_operator.cluster.connection import Connection
+from lmd_operator.runtime import loop
 from lmd_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,11 @@ class ForeverBackoffs:
 class ParentWatch:
     """kopf in a thread, started again whenever it gives up; what it hears is handed to the app in the app's loop."""
 
-    def __init__(self, app: App, connection: Connection, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, app: App, connection: Connection, settings: Settings, app_loop: asyncio.AbstractEventLoop) -> None:
         self._app = app
         self._connection = connection
         self._namespaces = [name for name in settings.watched_namespaces if name is not None]
-        self._loop = loop
+        self._app_loop = app_loop
         self._ending = threading.Event()
         self._end_run: Callable[[], object] = bool
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
@@ -75,7 +76,7 @@ class ParentWatch:
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
-                asyncio.run(self._operate())
+                loop.run(self._operate())
                 error: Exception | None = None
             except Exception as caught:
                 error = caught
@@ -86,8 +87,8 @@ class ParentWatch:
 
     async def _operate(self) -> None:
         ending = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._end_run = lambda: loop.call_soon_threadsafe(ending.set)
+        running = asyncio.get_running_loop()
+        self._end_run = lambda: running.call_soon_threadsafe(ending.set)
         if self._ending.is_set():
             return
         await kopf.operator(
@@ -104,7 +105,7 @@ class ParentWatch:
 
     def _tell(self, work: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the app's loop has ended
-            self._loop.call_soon_threadsafe(work)
+            self._app_loop.call_soon_threadsafe(work)
 
 
 def registry(tell: Seen, connection: Connection) -> kopf.OperatorRegistry:
