@@ -136,23 +136,64 @@ def example() -> Path:
     return EXAMPLE
 
 
-@pytest.fixture(scope="package")
-def server(start: Callable[..., Serving]) -> Serving:
-    """One server that every test here may use and none may end."""
-    serving = start()
-    serving.wait_for("serving")
-    return serving
+class Remains:
+    """What must be gone with a server: its processes, its folder and what it had in the shared memory."""
+
+    def __init__(self) -> None:
+        self._shared = set(os.listdir("/dev/shm"))
+
+    def of(self, serving: Serving) -> Callable[[], None]:
+        """Note what a running server has; call what is returned once it has ended."""
+        processes, folder = serving.everything(), serving.folder()
+
+        def check() -> None:
+            _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
+            assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+            assert not Path(folder).exists()
+            assert set(os.listdir("/dev/shm")) <= self._shared
+
+        return check
 
 
 @pytest.fixture
-def assert_nothing_left() -> Callable[[list[psutil.Process], str], None]:
-    """Wait until these processes and this folder are gone, and check the shared memory."""
-    before = set(os.listdir("/dev/shm"))
+def remains() -> Remains:
+    return Remains()
 
-    def check(processes: list[psutil.Process], folder: str) -> None:
-        _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
-        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-        assert not Path(folder).exists()
-        assert set(os.listdir("/dev/shm")) <= before
 
-    return check
+@pytest.fixture(scope="package")
+def server(start: Callable[..., Serving]) -> Iterator[Serving]:
+    """One server that every test here may use and none may end; SIGTERM ends it, and nothing of it may be left."""
+    remains = Remains()
+    serving = start()
+    serving.wait_for("serving")
+    assert_nothing_left = remains.of(serving)
+    yield serving
+    serving.end()
+    assert_nothing_left()
+
+
+class Plain:
+    """The model in plain transformers, in this process: what every answer is compared with."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        torch.set_num_threads(1)  # ranks of the server compute beside this
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+    def answer(self, prompt: str, max_tokens: int) -> tuple[str, int]:
+        """Return the greedy answer and its number of tokens."""
+        import torch
+
+        inputs = self.tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.tokenizer.eos_token_id)
+        tokens = out[0, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)
+
+
+@pytest.fixture(scope="package")
+def plain(smollm2: Path) -> Plain:
+    return Plain(smollm2)

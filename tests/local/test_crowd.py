@@ -45,22 +45,9 @@ def seeded_requests() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Path) -> list[tuple[str, int]]:
+def expected(plain: Any) -> list[tuple[str, int]]:
     """Each greedy request's text and number of tokens, by plain transformers, one at a time."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)  # ranks of the server compute beside this
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    answers = []
-    for request in greedy_requests():
-        inputs = tokenizer(request["prompt"], return_tensors="pt")
-        with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=request["max_tokens"], do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        tokens = out[0, inputs["input_ids"].shape[1] :]
-        answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)))
-    return answers
+    return [plain.answer(request["prompt"], request["max_tokens"]) for request in greedy_requests()]
 
 
 @pytest.fixture(

@@ -7,18 +7,15 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 from pydantic import BaseModel
 
 pytestmark = pytest.mark.model
 
 Start = Callable[..., Any]
-NothingLeft = Callable[[list[psutil.Process], str], None]
 PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 24}
 
 
@@ -33,11 +30,11 @@ def test_the_start_says_what_every_rank_holds(server: Any) -> None:
     assert "3 ranks on cpu verified" in server.wait_for("ready after")
 
 
-def test_tokens_of_three_ranks_equal_one_process(server: Any, smollm2: Path) -> None:
+def test_tokens_of_three_ranks_equal_one_process(server: Any, plain: Any) -> None:
     """The whole path, HTTP included, against plain transformers in one process; prompts of different lengths at once."""
     prompts = ["The sea is", "Once upon a time there was a small dragon who", "1, 2, 3, 4,", "def fibonacci(n):\n"]
     lengths = [12, 40, 8, 24]
-    expected = [reference(smollm2, prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
+    expected = [plain.answer(prompt, length)[0] for prompt, length in zip(prompts, lengths, strict=True)]
     answers: list[str | None] = [None] * len(prompts)
 
     def fetch(index: int) -> None:
@@ -49,19 +46,6 @@ def test_tokens_of_three_ranks_equal_one_process(server: Any, smollm2: Path) -> 
     for thread in threads:
         thread.join()
     assert answers == expected
-
-
-def reference(model: Path, prompt: str, length: int) -> str:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)  # ranks of the server compute beside this
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    with torch.inference_mode():
-        out = loaded.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def test_a_streamed_answer_comes_in_pieces_and_equals_the_whole(server: Any) -> None:
@@ -98,18 +82,16 @@ def test_the_openai_package_gets_the_same_answer_whole_and_streamed(client: open
     assert [model.id for model in client.models.list()] == ["smollm2"]
 
 
-def test_log_probabilities_are_those_of_one_process(client: openai.OpenAI, smollm2: Path) -> None:
+def test_log_probabilities_are_those_of_one_process(client: openai.OpenAI, plain: Any) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     (choice,) = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=8, temperature=0, logprobs=3).choices
     logprobs = choice.logprobs
     assert logprobs is not None
     assert "".join(logprobs.tokens or []) == choice.text
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    known = tokenizer("The sea is" + choice.text, return_tensors="pt")["input_ids"]
+    known = plain.tokenizer("The sea is" + choice.text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        scores = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)(known).logits[0].log_softmax(-1)
+        scores = plain.model(known).logits[0].log_softmax(-1)
     start = known.shape[1] - len(logprobs.tokens or [])
     expected = [float(scores[at - 1, known[0, at]]) for at in range(start, known.shape[1])]
     assert logprobs.token_logprobs == pytest.approx(expected, abs=1e-3)
@@ -189,23 +171,24 @@ def test_bad_input_beside_good_requests_fails_only_itself(server: Any) -> None:
     assert {name: status for name, status in results.items() if name.startswith("bad")} == {f"bad {n}": 400 for n in range(4)}
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL])
-def test_stopping_it_leaves_no_process_socket_or_file(start: Start, assert_nothing_left: NothingLeft, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
+def test_stopping_it_leaves_no_process_socket_or_file(start: Start, remains: Any, number: signal.Signals) -> None:
+    """SIGTERM ends the server that all other tests share."""
     serving = start()
     serving.wait_for("serving")
-    processes, folder = serving.everything(), serving.folder()
+    assert_nothing_left = remains.of(serving)
     assert len(serving.ranks()) == 3
     serving.process.send_signal(number)
     serving.wait_for_end()
-    assert_nothing_left(processes, folder)
+    assert_nothing_left()
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
-def test_a_killed_rank_ends_the_server_and_every_client(start: Start, assert_nothing_left: NothingLeft, rank: int) -> None:
+def test_a_killed_rank_ends_the_server_and_every_client(start: Start, remains: Any, rank: int) -> None:
     """Kill -9 while a client streams: the client gets an end or an error, nothing hangs, and the end says why."""
     serving = start()
     serving.wait_for("serving")
-    processes, folder = serving.everything(), serving.folder()
+    assert_nothing_left = remains.of(serving)
     outcome: list[object] = []
 
     def stream() -> None:
@@ -232,4 +215,4 @@ def test_a_killed_rank_ends_the_server_and_every_client(start: Start, assert_not
     assert not client.is_alive()
     assert not (isinstance(outcome[0], bytes) and b"[DONE]" in outcome[0] and b"error" not in outcome[0])
     assert any("no longer healthy" in line or "the worker ended" in line for line in serving.lines)
-    assert_nothing_left(processes, folder)
+    assert_nothing_left()

@@ -68,7 +68,7 @@ WAVES = [
     params=[
         pytest.param((1, "Continuous"), id="1-Continuous", marks=pytest.mark.long),
         pytest.param((2, "Continuous"), id="2-Continuous"),
-        pytest.param((3, "Continuous"), id="3-Continuous"),
+        pytest.param((3, "Continuous"), id="3-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py has three ranks too
         pytest.param((2, "Static"), id="2-Static", marks=pytest.mark.long),
     ],
 )
