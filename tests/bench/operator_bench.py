@@ -299,13 +299,14 @@ async def edits(api: Api, namespace: str, number: int) -> list[float]:
         watching.cancel()
 
 
-async def measure(plane: Plane, number: int, say: Callable[[str], None]) -> Row:
+async def measure(plane: Plane, number: int, before: int, say: Callable[[str], None]) -> Row:
+    """Measure with so many objects beside those of earlier measurements, whose pods stay."""
     namespaces = [f"bare-{number}", f"bench-{number}"]
     for name in namespaces:
         plane.api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     for name in namespaces:
         eventually(lambda name=name: plane.api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "account")  # type: ignore[misc]
-    plane.add_nodes(math.ceil(2 * number / PODS_PER_NODE))
+    plane.add_nodes(math.ceil(2 * (before + number) / PODS_PER_NODE))
     connection = administrator(plane)
     log = plane.site.folder / "operator.log"
     async with connection.session("bench/1") as session:
@@ -416,7 +417,7 @@ async def bench(objects: list[int], output: Path, say: Callable[[str], None]) ->
         eventually(lambda: plane.api.get(LARGE_MODEL_DEPLOYMENT.path("default")), "CRD")
         for number in objects:
             loads.append(os.getloadavg()[0])
-            rows.append(await measure(plane, number, say))
+            rows.append(await measure(plane, number, sum(objects[: len(rows)]), say))
             output.write_text(json.dumps(rows, indent=2) + "\n")
         loads.append(os.getloadavg()[0])
     return rows, loads
