@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from lmd_operator.api.status import ModelFacts, Status
@@ -10,6 +11,9 @@ from lmd_operator.cluster.door import Child
 from lmd_operator.cluster.errors import ApiError
 from lmd_operator.resources.desired import Desired
 from lmd_operator.transitions import Told
+
+MADE_KEPT = 256
+"""Objects whose `owner` and `made` are kept: 24 KiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +29,46 @@ class Result:
     retry: ApiError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an object wants, without what is large in it, and its children as they are sent."""
+
+    built: Desired
+    children: tuple[Child, ...]
+
+
 @dataclass(slots=True)
 class Memory:
     """What is remembered of one object between two reconciles; all of it can be lost.
 
-    `look` are the children that find out what the model is, the Job last; `model` is what it said.
+    `owner` and `made` are of this generation, and only kept for objects that were reconciled lately: they are large, and made from the
+    object in milliseconds. `look` are the children that find out what the model is, the Job last; `model` is what it said.
     """
 
     generation: int = -1
     uid: str = ""
     owner: LargeModelDeployment | None = None
-    built: Desired | None = None
-    children: tuple[Child, ...] = ()
+    made: Made | None = None
     look: tuple[Child, ...] = ()
     model: ModelFacts | None = None
     is_applied: bool = False
     status_at: float = field(default=float("-inf"))
+
+
+class Lately:
+    """The objects that were reconciled last; of all others the large parts of the memory are dropped."""
+
+    def __init__(self) -> None:
+        self._memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()
+
+    def add(self, key: tuple[str, str], memory: Memory) -> None:
+        """Note that an object is worked on now."""
+        self._memories[key] = memory
+        self._memories.move_to_end(key)
+        if len(self._memories) > MADE_KEPT:
+            _, longest_ago = self._memories.popitem(last=False)
+            longest_ago.owner = longest_ago.made = None
+
+    def remove(self, key: tuple[str, str]) -> None:
+        """Forget an object that is gone."""
+        self._memories.pop(key, None)

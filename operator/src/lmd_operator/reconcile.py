@@ -23,10 +23,11 @@ from lmd_operator.cluster.kinds import CHILDREN, CONFIG_MAP, DEPLOYMENT, JOB, LA
 from lmd_operator.cluster.parents import Parent, Parents
 from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
-from lmd_operator.memory import Memory, Result
+from lmd_operator.memory import Lately, Made, Memory, Result
 from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
 from lmd_operator.observed import DeploymentState, JobState, PodState, Progress, TaskState
 from lmd_operator.removals import Removals
+from lmd_operator.rendering.files import RenderedFiles
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.resources.inspection import inspecting
 from lmd_operator.settings import Settings
@@ -67,6 +68,7 @@ class Reconciler:
         self._read_progress = read_progress
         self._removals = Removals(api, caches, door)
         self._memory: dict[Key, Memory] = {}
+        self._lately = Lately()
 
     async def reconcile(self, key: Key) -> Result:
         """Bring one object to what it asks for and say how far it got. Raises `ApiError` to be tried again."""
@@ -81,18 +83,19 @@ class Reconciler:
             owner = self._parse(parent, memory)
             if inspection.is_needed(owner) and inspection.outline(self._known(owner, parent, memory)) is None:
                 return await self._inspect(parent, owner, memory)
-            built = self._build(owner, memory)
+            made = self._make(key, owner, memory)
         except InvalidSpecError as error:
             pods = self._observe(parent, []).pods
             return await self._report(parent, memory, refused(parent.generation, error.problems, parent.status, self._now(), pods=pods))
-        children = self._startable(parent, memory.children, built, owner)
+        built = made.built
+        children = self._startable(parent, made.children, built, owner)
         if memory.is_applied and self._lacks_children(children) and not await self._exists(parent):
             return Result()
         await self._removals.clear(key)
         failures, retry = await self._apply(children, parent.uid)
         self._note_applied(parent, memory)
-        await self._prune(key, parent.uid, owner, memory.children)
-        await self._removals.prune(key, memory.children)
+        await self._prune(key, parent.uid, owner, made.children)
+        await self._removals.prune(key, made.children)
         observed = await self._with_progress(self._observe(parent, failures, built.fill))
         previous = parent.status if memory.model is None else parent.status.model_copy(update={"model": memory.model})
         result = await self._report(parent, memory, summarize(owner, built, observed, previous, self._now()))
@@ -107,20 +110,23 @@ class Reconciler:
         return replace(observed, progress=await self._read_progress(observed.bringing()))
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
-        """Return the typed object; it is read once per generation."""
-        if memory.owner is None or (memory.generation, memory.uid) != (parent.generation, parent.uid):
-            memory.owner = parse(parent.document(), strict=False)
+        """Return the typed object of this generation."""
+        is_new = (memory.generation, memory.uid) != (parent.generation, parent.uid)
+        if is_new or memory.owner is None:
+            memory.owner, memory.made = parse(parent.document(), strict=False), None
+        if is_new:
             memory.generation, memory.uid = parent.generation, parent.uid
-            memory.built, memory.model, memory.look = None, None, ()
+            memory.model, memory.look = None, ()
         return memory.owner
 
-    def _build(self, owner: LargeModelDeployment, memory: Memory) -> Desired:
-        """Return what the object wants; it is made once per generation, and the typed children are not kept: they are large."""
-        if memory.built is None:
+    def _make(self, key: Key, owner: LargeModelDeployment, memory: Memory) -> Made:
+        """Return what the object wants; it is made once per generation while the object is worked on."""
+        if memory.made is None:
             built = desired(owner, self._settings)
-            memory.children = tuple(Child.of(document(resource)) for resource in built.resources)
-            memory.built = replace(built, resources=())
-        return memory.built
+            children = tuple(Child.of(document(resource)) for resource in built.resources)
+            memory.made = Made(replace(built, files=RenderedFiles({}), resources=()), children)
+        self._lately.add(key, memory)
+        return memory.made
 
     def _known(self, owner: LargeModelDeployment, parent: Parent, memory: Memory) -> ModelFacts | None:
         """Return what is known of the model: from the status, or, before it is there, from the Job that looked."""
@@ -277,6 +283,7 @@ class Reconciler:
         return None
 
     def _forget(self, key: Key) -> None:
+        self._lately.remove(key)
         if self._memory.pop(key, None) is not None:
             self._door.forget(*key)
 

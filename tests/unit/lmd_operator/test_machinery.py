@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,8 @@ from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record, record
-from lmd_operator.memory import Result
+from lmd_operator.memory import MADE_KEPT, Lately, Made, Memory, Result
+from lmd_operator.resources.desired import Desired
 from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Leadership
 from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
 from lmd_operator.settings import Settings
@@ -419,3 +420,15 @@ def test_a_date_for_the_status_is_kept_while_something_else_is_retried() -> None
         return due
 
     assert 0 < asyncio.run(due_seconds()) <= 1.0
+
+
+def test_only_objects_worked_on_lately_keep_what_is_large() -> None:
+    lately, memories = Lately(), [Memory(generation=3, status_at=5.0, made=Made(cast(Desired, None), ())) for _ in range(MADE_KEPT + 2)]
+    for number, memory in enumerate(memories):
+        lately.add(("n", f"model-{number}"), memory)
+        lately.add(("n", "model-0"), memories[0])
+    assert [number for number, memory in enumerate(memories) if memory.made is None] == [1, 2]
+    assert {(memory.generation, memory.status_at) for memory in memories} == {(3, 5.0)}, "what is small stays"
+    lately.remove(("n", "model-0"))
+    lately.add(("n", "other"), Memory())
+    assert memories[3].made is not None, "there was room"

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -40,13 +41,13 @@ COLLECTIVE_TIMEOUT_SECONDS = 60
 REVISION_LENGTH = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RenderedFiles:
     """Texts by file name."""
 
     texts: Mapping[str, str]
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """Content hash: equal texts have equal revisions, and nothing else does."""
         canonical = json.dumps(dict(self.texts), sort_keys=True)

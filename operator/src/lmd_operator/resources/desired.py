@@ -25,10 +25,14 @@ from lmd_operator.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """One object's plan, its files and its children. `fill` is the name of the Job without which no replica starts, if any."""
+    """One object's plan, its files, their revision and its children.
+
+    `fill` is the name of the Job without which no replica starts, if any.
+    """
 
     plan: Plan
     files: RenderedFiles
+    revision: str
     resources: tuple[BaseModel, ...]
     fill: str = ""
 
@@ -52,7 +56,7 @@ def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = PO
         deployment(owner, plan, files, settings, layout),
     ]
     name = fill.metadata.name if fill is not None and fill.metadata is not None else None
-    return Desired(plan, files, tuple(child for child in children if child is not None), name or "")
+    return Desired(plan, files, files.revision, tuple(child for child in children if child is not None), name or "")
 
 
 def cpu_cores(owner: LargeModelDeployment) -> float | None:

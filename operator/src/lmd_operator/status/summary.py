@@ -41,7 +41,7 @@ _GRAVEST_FIRST = ("InvalidSpec", "IllegalDegree", "UnsupportedStrategy", "NotAva
 
 def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, previous: Status, now: str) -> Status:
     """Return the status of an accepted spec; `now` is RFC 3339 and used only where a condition flips."""
-    revision = built.files.revision
+    revision = built.revision
     ready = observed.ready()
     replicas = len(observed.live()) if observed.deployment is None else max(observed.deployment.replicas, len(ready))
     return Status(
