@@ -32,16 +32,16 @@ INVALID = (
 
 
 def greedy_requests() -> list[dict[str, Any]]:
-    """Prompts of 1 to 60 words, answers of 1 to 12 tokens."""
+    """Prompts of 1 to 40 words, answers of 1 to 8 tokens."""
     chance = random.Random(3)
     return [
-        {"prompt": " ".join(chance.choices(WORDS, k=chance.randint(1, 60))), "max_tokens": chance.randint(1, 12), "temperature": 0}
+        {"prompt": " ".join(chance.choices(WORDS, k=chance.randint(1, 40))), "max_tokens": chance.randint(1, 8), "temperature": 0}
         for _ in range(GOOD - SEEDED)
     ]
 
 
 def seeded_requests() -> list[dict[str, Any]]:
-    return [{"prompt": "Once upon a time", "max_tokens": 16, "temperature": 1.2, "seed": seed} for seed in range(SEEDED)]
+    return [{"prompt": "Once upon a time", "max_tokens": 12, "temperature": 1.2, "seed": seed} for seed in range(SEEDED)]
 
 
 @pytest.fixture(scope="module")
