@@ -9,7 +9,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker cluster cluster-down node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker cluster cluster-down matrix node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ test-node: $(VENV)/.dev ## Run what needs a real node or the images; root, conta
 
 bench-operator: $(VENV)/.dev ## Measure what the operator costs, on a control plane of its own
 	$(BIN)/python tests/bench/operator_bench.py --objects 100 1000
+
+matrix: $(VENV)/.dev ## Run every model family under every strategy and write docs/families.md
+	LMD_MATRIX=1 $(BIN)/pytest -m model tests/model/test_matrix.py
 
 soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 	LMD_SOAK_SECONDS=1200 $(BIN)/pytest -s -m model tests/local/test_soak.py

@@ -14,7 +14,7 @@ from lmd_operator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
-SCENARIOS = [ROOT / "tests" / "scenarios" / f"{name}.yaml" for name in ("one-rank-on-cpu", "template-with-everything")]
+SCENARIOS = [ROOT / "tests" / "scenarios" / f"{name}.yaml" for name in ("one-rank-on-cpu", "template-with-everything", "tensor")]
 
 
 class Readable(yaml.SafeDumper):

@@ -33,6 +33,7 @@ KINDS_OF_SCENARIO = {
     "rolling-update-with-surge-only": {"Deployment", "PodDisruptionBudget"},
     "shared-cache": {"ConfigMap", "Deployment", "Job-fetch"},
     "suspended": {"Deployment"},
+    "tensor": {"ConfigMap"},
     "verified-on-a-claim": {"ConfigMap", "Deployment"},
     "template-with-everything": {"Deployment", "PodDisruptionBudget"},
 }

@@ -58,14 +58,25 @@ def write_scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
-def run_driver() -> Callable[..., Any]:
+def run_ranks() -> Callable[..., None]:
+    """Run a script with its arguments as so many ranks under torchrun, to its end."""
+
+    def start(command: list[str], degree: int, log: Path, **more: str) -> None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        run([*torchrun, "--nproc-per-node", str(degree), *command], log, **more)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_driver(run_ranks: Callable[..., None]) -> Callable[..., Any]:
     """Run `driver.py answers` under torchrun and return what rank 0 wrote."""
 
     def start(scenario: Path, degree: int) -> Any:
         out, run_directory = scenario.parent / "out.json", scenario.parent / "run"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        command = [*torchrun, "--nproc-per-node", str(degree), str(HERE / "driver.py"), "answers", str(scenario), str(out)]
-        run(command, scenario.parent / "log", LMD_RUN_DIR=str(run_directory))
+        run_ranks(
+            [str(HERE / "driver.py"), "answers", str(scenario), str(out)], degree, scenario.parent / "log", LMD_RUN_DIR=str(run_directory)
+        )
         return {**json.loads(out.read_text()), "ranks": json.loads((run_directory / "ranks.json").read_text())["ranks"]}
 
     return start

@@ -10,6 +10,7 @@ from lmd_worker import selftest
 from lmd_worker.errors import SelfTestError
 from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
+from lmd_worker.strategies.share import Share
 
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
 SECOND_OF_TWO = Group(rank=1, size=2, device=torch.device("cpu"))
@@ -31,33 +32,33 @@ def model(loaded):
 
 
 def test_a_good_model_passes_and_is_measured(model, shape):
-    held = selftest.check(model, shape, ALONE, 1.0)
+    held = selftest.check(model, shape, ALONE, Share())
     assert held.held == held.whole == shape.weight_bytes
-    assert selftest.held_heads(model, shape, ALONE) == (6, 3)
+    assert selftest.held_heads(model, shape, ALONE, "None") == (6, 3)
 
 
 def test_weights_that_are_no_numbers_are_found(model, shape):
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     with pytest.raises(SelfTestError, match="Rank 0: 4 of 4 test positions have logits that are not finite"):
-        selftest.check(model, shape, ALONE, 1.0)
+        selftest.check(model, shape, ALONE, Share())
 
 
 def test_weights_without_data_are_found_and_named(model, shape):
     model.model.layers[0].mlp.up_proj.to("meta")
     with pytest.raises(SelfTestError, match=r"Rank 0: 1 tensors have no data, the first is model\.layers\.0\.mlp\.up_proj\.weight"):
-        selftest.check(model, shape, ALONE, 1.0)
+        selftest.check(model, shape, ALONE, Share())
 
 
 def test_a_forward_that_raises_is_reported_in_words(model, shape):
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(7, 7)
     with pytest.raises(SelfTestError, match="Rank 0: the first forward of llama failed at degree 1: RuntimeError: "):
-        selftest.check(model, shape, ALONE, 1.0)
+        selftest.check(model, shape, ALONE, Share())
 
 
 def test_a_model_that_was_not_cut_is_found_at_a_degree_above_one(model, shape):
-    held = selftest.measure(model, shape)
-    complaint = selftest._weights_complaint(model, shape, SECOND_OF_TWO, held, 2 / 3)
+    held = selftest.measure(model, shape, Share(2 / 3))
+    complaint = selftest._weights_complaint(model, shape, SECOND_OF_TWO, held, Share(2 / 3))
     assert complaint.startswith(
         f"Rank 1: it holds {held.whole} bytes of parameters of a model of {held.whole}, more than its share at degree 2 ("
     )
@@ -70,7 +71,7 @@ def test_a_model_cut_to_its_part_is_not_refused(model, shape):
         for name in ("q_proj", "o_proj"):
             setattr(layer.self_attn, name, torch.nn.Linear(192, 128, bias=False))
     model.lm_head = torch.nn.Linear(128, 512, bias=False)
-    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, selftest.measure(model, shape), 2 / 3) == ""
+    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, selftest.measure(model, shape, Share(2 / 3)), Share(2 / 3)) == ""
 
 
 def test_ranks_that_choose_other_tokens_are_found_and_named():

@@ -5,7 +5,11 @@ import pytest
 from lmd_worker import loading
 from lmd_worker.errors import ModelRefusedError, SettingsError
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import autotp, families, reading, single
+from lmd_worker.strategies import autotp, degrees, families, native, reading, single, tensor
+
+ALONE = "Use strategy None, one process, if it fits one device."
+TENSOR = "Use strategy Tensor, or None if it fits one device."
+DEEPSPEED = "Use strategy DeepSpeed, or None if it fits one device."
 
 
 @pytest.fixture
@@ -17,7 +21,7 @@ def guard(make_model_directory, make_settings):
     return run
 
 
-@pytest.mark.parametrize("family", sorted(families.SUPPORTED - {"falcon"}))
+@pytest.mark.parametrize("family", sorted(families.COLUMNS["DeepSpeed"].right - {"falcon"}))
 def test_measured_families_pass(guard, family):
     guard(model_type=family)
 
@@ -29,37 +33,35 @@ def test_new_falcon_passes_and_old_does_not(guard):
 
 
 @pytest.mark.parametrize(
-    ("family", "sentence"),
+    ("family", "reason", "instead"),
     [
-        ("gpt2", "gpt2 cannot be served with DeepSpeed AutoTP: DeepSpeed refuses GPT-2 by name. "),
-        (
-            "gpt_bigcode",
-            "gpt_bigcode cannot be served with DeepSpeed AutoTP: its single fused key-value head cannot be cut: ranks without one fail. ",
-        ),
-        ("gpt_oss", "gpt_oss cannot be served with DeepSpeed AutoTP: AutoTP does not cut its attention sinks. "),
-        ("olmo2", "olmo2 cannot be served with DeepSpeed AutoTP: its query norm spans all heads and AutoTP does not cut it. "),
-        (
-            "phi3",
-            "phi3 cannot be served with DeepSpeed AutoTP: transformers 5 slices its fused projection by the whole model's head count. ",
-        ),
+        ("gpt2", "DeepSpeed refuses GPT-2 by name", ALONE),
+        ("gpt_bigcode", "its single fused key-value head cannot be cut: ranks without one fail", ALONE),
+        ("gpt_oss", "AutoTP does not cut its attention sinks", ALONE),
+        ("olmo2", "its query norm spans all heads and AutoTP does not cut it", TENSOR),
+        ("phi3", "transformers 5 slices its fused projection by the whole model's head count", TENSOR),
     ],
 )
-def test_families_that_fail_are_refused_with_the_reason(guard, family, sentence):
+def test_families_that_fail_are_refused_with_the_reason_and_what_serves_them(guard, family, reason, instead):
     with pytest.raises(ModelRefusedError) as refused:
         guard(model_type=family)
-    assert str(refused.value) == sentence + "Use strategy None, one process, if it fits one device."
+    assert str(refused.value) == f"{family} cannot be served with DeepSpeed AutoTP: {reason}. {instead}"
 
 
 @pytest.mark.parametrize(
-    ("family", "key"),
-    [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts"), ("deepseek_v3", "n_routed_experts"), ("gpt_oss", "num_local_experts")],
+    ("family", "key", "instead"),
+    [
+        ("mixtral", "num_local_experts", TENSOR),
+        ("qwen3_moe", "num_experts", TENSOR),
+        ("deepseek_v3", "n_routed_experts", TENSOR),
+        ("gpt_oss", "num_local_experts", ALONE),
+    ],
 )
-def test_experts_are_refused_whatever_the_family(guard, family, key):
+def test_experts_are_refused_whatever_the_family(guard, family, key, instead):
     with pytest.raises(ModelRefusedError) as refused:
         guard(model_type=family, **{key: 8})
     assert str(refused.value) == (
-        f"{family} has 8 experts, and AutoTP does not shard experts of transformers 5: every rank would hold all of them. "
-        "Use strategy None, one process, if it fits one device."
+        f"{family} has 8 experts, and AutoTP does not shard experts of transformers 5: every rank would hold all of them. " + instead
     )
 
 
@@ -94,15 +96,17 @@ def test_a_degree_above_the_key_value_heads_is_refused_with_the_legal_ones(guard
 )
 def test_every_head_is_on_one_rank(make_model_directory, heads, key_value_heads, degree, expected):
     shape = ModelShape.read(make_model_directory(num_attention_heads=heads, num_key_value_heads=key_value_heads))
-    assert [families.heads_of_rank(shape, rank, degree) for rank in range(degree)] == expected
+    assert [degrees.heads_of_rank("DeepSpeed", shape, rank, degree) for rank in range(degree)] == expected
 
 
 @pytest.mark.parametrize(("degree", "expected"), [(1, 1.0), (2, 2 / 3), (3, 1 / 3)])
 def test_the_largest_part_follows_the_unit_that_cuts_worst(make_model_directory, degree, expected):
-    assert families.largest_part(ModelShape.read(make_model_directory()), degree, 64) == pytest.approx(expected)
+    assert degrees.autotp_share(ModelShape.read(make_model_directory()), degree, 64).part == pytest.approx(expected)
 
 
-def test_quantized_models_are_refused(guard):
+def test_quantized_models_are_refused(guard, guard_tensor):
+    with pytest.raises(ModelRefusedError, match=r"quantization_config in config\.json\), and strategy Tensor cuts only plain weights\."):
+        guard_tensor(quantization_config={"quant_method": "gptq"})
     with pytest.raises(ModelRefusedError, match=r"the model is quantized \(gptq: quantization_config in config\.json\)"):
         guard(quantization_config={"quant_method": "gptq"})
 
@@ -117,13 +121,74 @@ def test_a_data_type_other_than_the_models_is_refused(guard):
         guard(document={"dtype": "bfloat16"})
 
 
-@pytest.mark.parametrize("strategy", [autotp, single])
+@pytest.fixture
+def guard_tensor(make_model_directory, make_settings):
+    def run(degree=1, **config):
+        settings = make_settings(make_model_directory(**{"tie_word_embeddings": False, **config}), strategy="Tensor", degree=degree)
+        tensor.guard(ModelShape.read(settings.model_path), settings)
+
+    return run
+
+
+@pytest.mark.parametrize("family", sorted(families.COLUMNS["Tensor"].right))
+def test_families_measured_under_tensor_pass(guard_tensor, family):
+    guard_tensor(degree=3, model_type=family, num_local_experts=8)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason", "instead"),
+    [
+        ("opt", "transformers 5.23 has no tensor-parallel plan for it", DEEPSPEED),
+        ("gpt_bigcode", "transformers 5.23 has no tensor-parallel plan for it", ALONE),
+        ("gpt_oss", "its plan cuts the experts only when they are spread, so every rank would hold all of them", ALONE),
+    ],
+)
+def test_families_that_tensor_does_not_serve_are_refused(guard_tensor, family, reason, instead):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_tensor(model_type=family, num_local_experts=8 if family == "gpt_oss" else 0)
+    assert str(refused.value) == f"{family} cannot be served with transformers' tensor parallelism: {reason}. {instead}"
+
+
+def test_a_head_tied_to_embeddings_that_stay_whole_is_refused(guard_tensor):
+    guard_tensor(model_type="gpt_neox")
+    with pytest.raises(ModelRefusedError, match=r"^gpt_neox with an output head tied to its embeddings cannot .* computes other tokens\. "):
+        guard_tensor(model_type="gpt_neox", tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "hint"), [("llama", " Strategy DeepSpeed cuts unevenly and can do this one."), ("olmo2", "")], ids=["also", "not"]
+)
+def test_tensor_cuts_heads_only_evenly_and_says_who_can(guard_tensor, model_type, hint):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_tensor(degree=2, model_type=model_type)
+    assert str(refused.value) == (
+        f"{model_type} with 9 attention heads and 3 key-value heads cannot be cut to degree 2: "
+        f"transformers cuts heads only evenly; legal degrees: 1, 3.{hint}"
+    )
+
+
+def test_what_tensor_does_not_cut_does_not_limit_the_degree(make_model_directory):
+    shape = ModelShape.read(make_model_directory(model_type="deepseek_v3", n_routed_experts=8))
+    assert degrees.legal_degrees("Tensor", shape) == list(range(1, 257))
+    assert degrees.heads_of_rank("Tensor", shape, 1, 3) == (9, 3)
+
+
+def test_the_share_of_tensor_counts_what_does_not_divide(make_model_directory):
+    share = degrees.native_share(ModelShape.read(make_model_directory(vocab_size=100, intermediate_size=1536)), 3)
+    assert (share.part, share.embeddings_are_whole, share.head_is_apart) == (34 / 100, False, False)
+    assert share.leaves_whole("model.layers.1.mlp.gate.weight")
+    assert not share.leaves_whole("model.layers.1.mlp.gate_proj.weight")
+
+
+@pytest.mark.parametrize("strategy", [autotp, single, tensor], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_encoders_and_encoder_decoders_are_refused(make_model_directory, make_settings, strategy):
     for changes, words in (
         ({"is_encoder_decoder": True}, "is an encoder-decoder"),
         ({"architectures": ["BertModel"]}, "has no language-model head"),
     ):
-        settings = make_settings(make_model_directory(**changes), strategy="DeepSpeed" if strategy is autotp else "None")
+        settings = make_settings(
+            make_model_directory(**changes), strategy={autotp: "DeepSpeed", single: "None", tensor: "Tensor"}[strategy]
+        )
         with pytest.raises(ModelRefusedError, match=words):
             strategy.guard(ModelShape.read(settings.model_path), settings)
 
@@ -132,7 +197,7 @@ def test_refusal_comes_before_any_weight_is_read(make_model_directory, make_sett
     def read(settings):
         pytest.fail("weights were read")
 
-    for module in (autotp, single, reading):
+    for module in (autotp, native, single, reading):
         monkeypatch.setattr(module, "read_model", read)
     with pytest.raises(ModelRefusedError, match="experts"):
         loading.load(make_settings(make_model_directory(model_type="mixtral", num_local_experts=8)))

@@ -42,8 +42,8 @@ class Loaded:
     reports: Sequence[RankReport]
 
 
-def load(settings: Settings) -> Loaded:
-    """Load this rank's share and return when all ranks have passed their self-test.
+def load(settings: Settings, group: Group | None = None) -> Loaded:
+    """Load this rank's share and return when all ranks have passed their self-test; a process joins its group unless it has one.
 
     Raises `WorkerError` with a sentence; the caller ends the process, so that no peer waits in a collective.
     """
@@ -58,16 +58,16 @@ def load(settings: Settings) -> Loaded:
 
     clock = _Clock()
     text = ModelText(settings.model_path, trust_remote_code=settings.trust_remote_code)
-    group = ranks.join(settings)
+    group = group or ranks.join(settings)
     clock.log(group.rank, "joined the group: size=%d device=%s", group.size, group.device)
     if group.rank == 0:  # it alone speaks with clients; now, as nobody is kept waiting yet
         text.prepare()
     model = strategy.load(settings, group)
     group.barrier()
     clock.log(group.rank, "loaded: type=%s disk_bytes=%d", shape.model_type, shape.weight_bytes)
-    held = selftest.check(model, shape, group, strategy.largest_part(shape, settings))
+    held = selftest.check(model, shape, group, strategy.share(shape, settings))
     clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
-    heads = selftest.held_heads(model, shape, group)
+    heads = selftest.held_heads(model, shape, group, settings.strategy)
     limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
     engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits)
     scheduler = "Static" if reason else settings.scheduler

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from lmd_worker.errors import SelfTestError
 from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies.families import heads_of_rank
+from lmd_worker.strategies.degrees import heads_of_rank
+from lmd_worker.strategies.families import HEADS_LEFT_WHOLE
+from lmd_worker.strategies.share import Share
 
 _PROMPT_TOKENS = 8
 _SHORT_PROMPT_TOKENS = 5
@@ -35,50 +38,55 @@ class Held:
     whole: int
 
 
-def check(model: Any, shape: ModelShape, group: Group, largest_part: float) -> Held:
-    """Raise `SelfTestError` on every rank unless all ranks' models hold.
-
-    `largest_part` is the part of the cut weights that the fullest rank may hold, at most 1.
-    """
-    held = measure(model, shape)
-    _agree(group, _weights_complaint(model, shape, group, held, largest_part))
+def check(model: Any, shape: ModelShape, group: Group, share: Share) -> Held:
+    """Raise `SelfTestError` on every rank unless all ranks' models hold; `share` is what the fullest rank may hold."""
+    held = measure(model, shape, share)
+    _agree(group, _weights_complaint(model, shape, group, held, share))
     logits = _forward(model, shape, group)
     _agree(group, _numbers_complaint(logits, group))
     _agree(group, _divergence_complaint(group.gather(logits.argmax(dim=-1).cpu())))
     return held
 
 
-def measure(model: Any, shape: ModelShape) -> Held:
+def measure(model: Any, shape: ModelShape, share: Share) -> Held:
     """Return what this rank holds against the whole model in the same data type; tied parameters count once."""
     item_bytes = next(model.parameters()).element_size()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    parameters = list(model.parameters())
-    replicated = sum(item.numel() * item.element_size() for item in parameters if id(item) in embeddings or item.dim() < 2)
-    return Held(
-        held=sum(item.numel() * item.element_size() for item in parameters),
-        replicated=replicated,
-        whole=shape.parameters * item_bytes,
-    )
+    held = replicated = 0
+    for name, parameter in model.named_parameters():
+        own = on_this_rank(parameter)
+        held += own.numel() * own.element_size()
+        may_be_whole = own.dim() < 2 or share.leaves_whole(name) or (share.embeddings_are_whole and id(parameter) in embeddings)
+        if may_be_whole and own.shape == parameter.shape:
+            replicated += own.numel() * own.element_size()
+    return Held(held=held, replicated=replicated, whole=shape.parameters * item_bytes)
 
 
-def held_heads(model: Any, shape: ModelShape, group: Group) -> tuple[int, int]:
-    """Return (query heads, key-value heads) this rank computes: read off its projections, or counted where they are fused."""
+def on_this_rank(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the part of a parameter that is in this process; its own shape is the whole one's where transformers has cut it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str) -> tuple[int, int]:
+    """Return (query heads, key-value heads) this rank computes: read off its projections where they tell, or counted."""
     rows = {
-        name.rpartition(".")[2]: module.weight.shape[0] for name, module in model.named_modules() if name.endswith(("q_proj", "k_proj"))
+        name.rpartition(".")[2]: on_this_rank(module.weight).shape[0]
+        for name, module in model.named_modules()
+        if name.endswith(("q_proj", "k_proj"))
     }
-    if len(rows) == 2:
+    if len(rows) == 2 and (strategy == "DeepSpeed" or shape.model_type not in HEADS_LEFT_WHOLE):
         return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
-    return heads_of_rank(shape, group.rank, group.size)
+    return heads_of_rank(strategy, shape, group.rank, group.size)
 
 
-def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, largest_part: float) -> str:
+def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, share: Share) -> str:
     if names := [name for name, tensor in _tensors(model) if tensor.is_meta]:
         return f"Rank {group.rank}: {len(names)} tensors have no data, the first is {names[0]}. The weights do not fit the architecture."
     if group.size == 1:
         return ""
     item_bytes = next(model.parameters()).element_size()
-    tied_head = shape.vocabulary_size * shape.hidden_size * item_bytes if shape.tied_embeddings else 0
-    allowed = int((held.replicated + (held.whole - held.replicated + tied_head) * largest_part) * _SLACK)
+    head_apart = shape.vocabulary_size * shape.hidden_size * item_bytes if shape.tied_embeddings and share.head_is_apart else 0
+    allowed = int((held.replicated + (held.whole - held.replicated + head_apart) * share.part) * _SLACK)
     if held.held > allowed:
         return (
             f"Rank {group.rank}: it holds {held.held} bytes of parameters of a model of {held.whole}, more than its share at degree "

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmd_worker.errors import SettingsError
 
-Strategy = Literal["DeepSpeed", "None"]
+Strategy = Literal["DeepSpeed", "None", "Tensor"]
+_ONE_PROCESS = ("None",)
 DataType = Literal["bfloat16", "float16", "float32"]
 Scheduler = Literal["Continuous", "Static"]
 
@@ -78,10 +79,10 @@ class Settings(BaseModel):
         deepspeed_config = model_directory / path if path else None
         if section.strategy == "DeepSpeed":
             _check_deepspeed(deepspeed_config, degree)
-        elif degree != 1:
+        elif section.strategy in _ONE_PROCESS and degree != 1:
             raise SettingsError(
-                f"model-config.yaml: torchrun.nproc-per-node is {degree}, but handler.strategy None runs one process. "
-                "Use strategy DeepSpeed or degree 1."
+                f"model-config.yaml: torchrun.nproc-per-node is {degree}, but handler.strategy {section.strategy} runs one process. "
+                "Use a strategy that cuts, or degree 1."
             )
         return cls(
             model_name=model_name,

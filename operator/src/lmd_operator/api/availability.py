@@ -10,7 +10,8 @@ from collections.abc import Callable
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 
-_STRATEGIES = "choose DeepSpeed, None or Auto"
+_BUILT = ("Auto", "DeepSpeed", "Tensor", "None")
+_STRATEGIES = "choose DeepSpeed, Tensor, None or Auto"
 
 
 def _later(what: str, instead: str) -> str:
@@ -20,7 +21,7 @@ def _later(what: str, instead: str) -> str:
 _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     (
         "spec.parallelism.strategy",
-        lambda s: s.parallelism.strategy not in ("Auto", "DeepSpeed", "None"),
+        lambda s: s.parallelism.strategy not in _BUILT,
         _later("names an engine that is", _STRATEGIES),
     ),
     ("spec.parallelism.tensor", lambda s: s.parallelism.tensor == "Auto", _later("Auto is", "write the degree as a number")),

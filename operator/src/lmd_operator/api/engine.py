@@ -51,9 +51,9 @@ class Parallelism(ApiModel):
         ),
         Rule(
             field="tensor",
-            message="is 1, but strategy DeepSpeed cuts the model over several devices: set it to 2 or more, or choose strategy None",
-            cel="self.strategy != 'DeepSpeed' || self.tensor != 1",
-            holds=lambda self: self.strategy != "DeepSpeed" or self.tensor != 1,
+            message="is 1, but this strategy cuts every layer over several devices: set it to 2 or more, or choose strategy None",
+            cel="!(self.strategy in ['DeepSpeed', 'Tensor']) || self.tensor != 1",
+            holds=lambda self: self.strategy not in ("DeepSpeed", "Tensor") or self.tensor != 1,
         ),
         Rule(
             field="tensor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lmd_operator.api.engine import DeepSpeedOptions
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 from lmd_operator.names import LABEL_DOMAINS, RESERVED_ENV, RESERVED_ENV_PREFIXES
@@ -10,6 +11,7 @@ _SUFFIXES = {
     "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
     "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
 }  # fmt: skip
+_FOR_ANY_HANDLER = ("Auto", "DeepSpeed", "None")
 SHARED_MEMORY_MINIMUM_BYTES = 64 * 2**20
 """What a container gets without asking, in bytes; NCCL fails below it."""
 
@@ -25,7 +27,25 @@ def quantity(text: str) -> float:
 
 def contradictions(spec: Spec) -> list[Problem]:
     """Return what the template asks for that only the operator may decide."""
-    return [*_resources(spec), *_environment(spec), *_metadata(spec), *_memory(spec)]
+    return [*_strategy(spec), *_resources(spec), *_environment(spec), *_metadata(spec), *_memory(spec)]
+
+
+def _strategy(spec: Spec) -> list[Problem]:
+    """Options of an engine that does not run, and engines of ours that a handler of the user's own would not run."""
+    strategy = spec.parallelism.strategy
+    problems = []
+    if spec.handler is not None and strategy not in _FOR_ANY_HANDLER:
+        problems.append(
+            Problem(
+                "spec.parallelism.strategy",
+                f"is {strategy}, which our handler runs and spec.handler replaces: choose DeepSpeed, None or Auto, or remove spec.handler",
+            )
+        )
+    if strategy not in _FOR_ANY_HANDLER and spec.engine.deepspeed != DeepSpeedOptions():
+        problems.append(
+            Problem("spec.engine.deepspeed", f"has no meaning under strategy {strategy}: remove it, or choose strategy DeepSpeed")
+        )
+    return problems
 
 
 def _resources(spec: Spec) -> list[Problem]:

@@ -58,11 +58,11 @@ def models_directory(deployment: LargeModelDeployment, models: Path, claims: Map
 def require_memory(directory: Path, plan: Plan) -> None:
     """Raise `LocalRunError` when the model cannot fit whatever else happens: weights once, plus the ranks themselves."""
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    needed = weights + plan.tensor * RANK_BYTES
+    needed = weights + plan.ranks * RANK_BYTES
     available = psutil.virtual_memory().available
     if plan.gpus_per_replica == 0 and needed > available:
         raise LocalRunError(
-            f"too little memory: {_gib(weights)} of weights and {plan.tensor} ranks need at least {_gib(needed)}, and {_gib(available)} "
+            f"too little memory: {_gib(weights)} of weights and {plan.ranks} ranks need at least {_gib(needed)}, and {_gib(available)} "
             "is available. Close other programs, or serve a smaller model"
         )
 

@@ -66,7 +66,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
         layout = _layout(root, port)
         plan = desired(deployment, Settings(), layout, shape).plan
         require_devices(plan)
-        display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.tensor)} ({plan.reason})")
+        display.phase(f"{deployment.metadata.name}: {plan.strategy}, {_ranks(plan.ranks)} ({plan.reason})")
         layout = replace(layout, models=str(models_directory(deployment, options.models, options.claims, display.progress)))
         built = desired(deployment, Settings(), layout, shape)
         container = materialise(built, options.config_maps)
@@ -116,8 +116,11 @@ def _verified(built: Desired, layout: Layout) -> str:
     path = Path(layout.run) / RANKS_FILE
     ranks = json.loads(path.read_text())["ranks"] if path.is_file() else []
     degrees = {rank["degree"] for rank in ranks}
-    if len(ranks) != built.plan.tensor or degrees != {built.plan.tensor}:
-        raise LocalRunError(f"{built.plan.tensor} ranks were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}")
+    if len(ranks) != built.plan.ranks or degrees != {built.plan.tensor}:
+        raise LocalRunError(
+            f"{_ranks(built.plan.ranks)} at degree {built.plan.tensor} were planned, but {len(ranks)} reported, "
+            f"with degrees {sorted(degrees)}"
+        )
     held = ", ".join(f"{rank['parameter_bytes'] / 2**20:.0f}" for rank in ranks)
     whole = ranks[0]["model_bytes"] / 2**20
     return f"{_ranks(len(ranks))} on {ranks[0]['device']} verified, holding {held} of {whole:.0f} MiB"

@@ -1,7 +1,7 @@
 """spec -> the parallelism that runs, with its reason. Pure.
 
-One number, the tensor-parallel degree, is settled here; the GPU request, torchrun's ranks, DeepSpeed's `tp_size` and the
-CPU's `LOCAL_SIZE` are all read from the `Plan`.
+The degrees are settled here; the GPU request, torchrun's ranks, DeepSpeed's `tp_size` and the CPU's `LOCAL_SIZE` are all read from
+the `Plan`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from lmd_operator.planning.families import finding
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
-PlannedStrategy = Literal["DeepSpeed", "None"]
+PlannedStrategy = Literal["DeepSpeed", "Tensor", "None"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one replica runs.
 
-    `tensor` is the tensor-parallel degree and the number of ranks; `gpus_per_replica` is 0 on CPU.
-    `threads_per_rank` is the size of each rank's OpenMP pool.
+    `tensor` and `pipeline` are the degrees; `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
     """
 
     strategy: PlannedStrategy
@@ -33,6 +32,12 @@ class Plan:
     gpus_per_replica: int
     threads_per_rank: int
     reason: str
+    pipeline: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes of one replica, and devices where there are any."""
+        return self.tensor * self.pipeline
 
 
 def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None = None) -> Plan:
@@ -84,6 +89,8 @@ def _runnable(answer: Planned, shape: ModelShape) -> PlannedStrategy:
 def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:
     if asked == "DeepSpeed":
         return "DeepSpeed", f"asked for: DeepSpeed cuts every layer over {tensor} ranks"
+    if asked == "Tensor":
+        return "Tensor", f"asked for: transformers cuts every layer over {tensor} ranks"
     if asked == "None":
         return "None", "asked for: one process holds the whole model"
     if tensor == 1:

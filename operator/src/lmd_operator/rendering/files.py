@@ -33,6 +33,8 @@ HAPROXY_CONFIG = "haproxy.cfg"
 MODEL_FILES: Mapping[str, str] = {MANIFEST: "MAR-INF/MANIFEST.json", MODEL_CONFIG: MODEL_CONFIG, DS_CONFIG: DS_CONFIG}
 """Files of the model directory: name in the ConfigMap to path in the directory."""
 
+PARALLEL_TYPES: Mapping[str, str] = {}
+"""TorchServe's word for what the ranks are to each other, by strategy, where it is not tp."""
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context where the spec names none; the worker lowers it to the model's own limit."""
 CUSTOM_BATCH_DELAY_MILLISECONDS = 10
@@ -110,11 +112,11 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
         **({"continuousBatching": True} if is_ours else {}),
         "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
     }
-    if plan.tensor > 1:
-        config["parallelType"] = "tp"
+    if plan.ranks > 1:
+        config["parallelType"] = PARALLEL_TYPES.get(plan.strategy, "tp")
         config["torchrun"] = {
             "nnodes": 1,
-            "nproc-per-node": plan.tensor,
+            "nproc-per-node": plan.ranks,
             "rdzv-endpoint": "localhost:0",
             "OMP_NUMBER_THREADS": plan.threads_per_rank,
         }

@@ -50,6 +50,6 @@ def environment(deployment: LargeModelDeployment, plan: Plan, settings: Settings
         "DS_ACCELERATOR": "cpu" if on_cpu else "cuda",  # auto-detection takes whatever torch happens to see
         "OMP_NUM_THREADS": str(plan.threads_per_rank),
     }
-    if on_cpu and plan.tensor > 1:
-        variables[ENV_LOCAL_SIZE] = str(plan.tensor)
+    if on_cpu and plan.ranks > 1:
+        variables[ENV_LOCAL_SIZE] = str(plan.ranks)
     return [V1EnvVar(name=name, value=value) for name, value in sorted(variables.items())]

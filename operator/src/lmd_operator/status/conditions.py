@@ -86,7 +86,7 @@ def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed
 def planned(plan: Plan, generation: int) -> Said:
     """Say what was settled. Memory is not part of it until the model's size is known."""
     devices = {0: "CPU", 1: "1 GPU"}.get(plan.gpus_per_replica, f"{plan.gpus_per_replica} GPUs")
-    ranks = "1 rank" if plan.tensor == 1 else f"{plan.tensor} ranks"
+    ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
     message = f"{ranks} on {devices} a replica. {plan.reason[:1].upper()}{plan.reason[1:]}. Whether it fits in memory is not known yet."
     return Said("Planned", "True", "Settled", message, generation)
 

@@ -157,4 +157,6 @@ def _counts(pods: Sequence[PodState]) -> dict[str, int]:
 
 
 def _plan(plan: Plan) -> PlanStatus:
-    return PlanStatus(strategy=plan.strategy, tensor=plan.tensor, pipeline=1, gpus_per_replica=plan.gpus_per_replica, reason=plan.reason)
+    return PlanStatus(
+        strategy=plan.strategy, tensor=plan.tensor, pipeline=plan.pipeline, gpus_per_replica=plan.gpus_per_replica, reason=plan.reason
+    )

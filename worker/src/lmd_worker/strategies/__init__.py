@@ -1,6 +1,6 @@
 """One module a strategy, found by the name the operator renders.
 
-Each has `guard(shape, settings)`, `load(settings, group)` and `largest_part(shape, settings)`.
+Each has `guard(shape, settings)`, `load(settings, group)` and `share(shape, settings)`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from lmd_worker.settings import Settings
-from lmd_worker.strategies import autotp, single
+from lmd_worker.strategies import autotp, single, tensor
 
-_MODULES: dict[str, ModuleType] = {"DeepSpeed": autotp, "None": single}
+_MODULES: dict[str, ModuleType] = {"DeepSpeed": autotp, "None": single, "Tensor": tensor}
 
 
 def chosen(settings: Settings) -> ModuleType:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from lmd_worker.errors import ModelRefusedError, RankError, SettingsError
 from lmd_worker.settings import Settings, read_deepspeed_config
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import families
+from lmd_worker.strategies import degrees, families
 from lmd_worker.strategies.reading import read_model
+from lmd_worker.strategies.share import Share
 from lmd_worker.strategies.single import guard_causal
 
 if TYPE_CHECKING:
@@ -40,13 +41,9 @@ def guard(shape: ModelShape, settings: Settings) -> None:
     """
     guard_causal(shape)
     _guard_document(read_deepspeed_config(settings.deepspeed_config), settings)
-    if shape.quantization is not None:
-        raise ModelRefusedError(
-            f"the model is quantized ({shape.quantization}: quantization_config in config.json), and AutoTP cuts only plain weights. "
-            "Use the unquantized model, or strategy None."
-        )
-    families.guard_family(shape)
-    families.guard_degree(shape, settings.tensor)
+    families.guard_plain(shape, "AutoTP")
+    families.guard_family("DeepSpeed", shape)
+    degrees.guard_degree("DeepSpeed", shape, settings.tensor)
 
 
 def load(settings: Settings, group: Group) -> Any:
@@ -61,10 +58,10 @@ def load(settings: Settings, group: Group) -> Any:
         return _cut(model, read_deepspeed_config(settings.deepspeed_config), group)
 
 
-def largest_part(shape: ModelShape, settings: Settings) -> float:
-    """Return the largest rank's part of what ds-config.json asks to cut, at most 1."""
+def share(shape: ModelShape, settings: Settings) -> Share:
+    """Return what the fullest rank may hold of what ds-config.json asks to cut."""
     grain = read_deepspeed_config(settings.deepspeed_config).get("tensor_parallel", {}).get("tp_grain_size", _DEFAULT_GRAIN)
-    return families.largest_part(shape, settings.tensor, grain)
+    return degrees.autotp_share(shape, settings.tensor, grain)
 
 
 def _cut(model: Any, document: dict[str, Any], group: Group) -> Any:

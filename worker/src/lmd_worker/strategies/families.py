@@ -1,113 +1,161 @@
-"""Which model families DeepSpeed AutoTP cuts right, measured, and how far each can be cut.
+"""Which engine computes which model family right, measured: the columns of docs/families.md, as data. Imports no torch.
 
-Every family here was run against one process on deepspeed 0.19.8 and transformers 5.23: float32, left-padded batch of two,
-greedy tokens with cache, 2 and 3 ranks. Equal tokens put it in `SUPPORTED`; anything else in `REFUSED` with what was seen.
-A family in neither is refused too: AutoTP guesses the layout of what it does not know and goes on with a warning. Imports no torch.
+Every family named here was run against one process (torch 2.13, transformers 5.23, deepspeed 0.19.8): float32, left-padded batch of two,
+greedy tokens with cache. Equal tokens put it in `right`; anything else in `wrong` with what was seen. A family in neither is refused
+too: engines guess the layout of what they do not know, and some go on with a warning or none. `make matrix` runs them all again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 from lmd_worker.errors import ModelRefusedError
 from lmd_worker.shape import ModelShape
 
-SUPPORTED = frozenset(
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One engine's families, by config.json's `model_type`. `objects` says what it gets wrong of a family that it serves else."""
+
+    engine: str
+    right: frozenset[str]
+    wrong: Mapping[str, str]
+    objects: Callable[[ModelShape], str] = lambda shape: ""
+
+    def objection(self, shape: ModelShape) -> str:
+        """Return why this model is not served, as the part of a sentence that begins with its name, or nothing."""
+        if text := self.objects(shape):
+            return text
+        if shape.model_type in self.wrong:
+            return f"{shape.model_type} cannot be served with {self.engine}: {self.wrong[shape.model_type]}"
+        if shape.model_type not in self.right:
+            return (
+                f"{shape.model_type or 'a model without model_type'} is not among the families {self.engine} was seen to cut right "
+                f"({', '.join(sorted(self.right))})"
+            )
+        return ""
+
+
+def _autotp_objection(shape: ModelShape) -> str:
+    if shape.experts:
+        return (
+            f"{shape.model_type} has {shape.experts} experts, and AutoTP does not shard experts of transformers 5: "
+            "every rank would hold all of them"
+        )
+    if shape.fused_attention:
+        return (
+            f"{shape.model_type} without new_decoder_architecture (Falcon 7B and older) cannot be served with DeepSpeed AutoTP: "
+            "its fused attention has no layout that AutoTP cuts right"
+        )
+    return ""
+
+
+def _tensor_objection(shape: ModelShape) -> str:
+    if shape.tied_embeddings and shape.model_type in EMBEDDINGS_LEFT_WHOLE:
+        return (
+            f"{shape.model_type} with an output head tied to its embeddings cannot be served with transformers' tensor parallelism: "
+            "it cuts the head and not the embeddings, and computes other tokens"
+        )
+    return ""
+
+
+EMBEDDINGS_LEFT_WHOLE = frozenset({"gpt_neox", "gpt_oss"})
+"""Families whose embeddings transformers' plan does not cut."""
+HEADS_LEFT_WHOLE = frozenset({"deepseek_v3", "gpt_oss", "olmo2", "phi3"})
+"""Families of which every rank computes all heads under transformers' own plans, and so keeps the whole key-value cache.
+
+Attention is not cut (deepseek_v3, gpt_oss), or what its projections give is gathered again (olmo2, whose norm spans all heads, and phi3,
+whose three projections are one).
+"""
+
+_NO_PLAN = "transformers 5.23 has no tensor-parallel plan for it"
+_DENSE_RIGHT = frozenset(
     {
-        "bloom",
         "cohere",
-        "falcon",
         "gemma",
         "gemma2",
         "gemma3_text",
         "glm4",
         "gpt_neox",
-        "gptj",
         "granite",
         "llama",
         "mistral",
-        "mpt",
-        "opt",
+        "olmo2",
         "phi",
+        "phi3",
         "qwen2",
         "qwen3",
-        "stablelm",
         "starcoder2",
     }
 )
-"""config.json's `model_type` of families whose tokens equal those of one process."""
 
-REFUSED = {
-    "gpt2": "DeepSpeed refuses GPT-2 by name",
-    "gpt_bigcode": "its single fused key-value head cannot be cut: ranks without one fail",
-    "gpt_oss": "AutoTP does not cut its attention sinks",
-    "olmo2": "its query norm spans all heads and AutoTP does not cut it",
-    "phi3": "transformers 5 slices its fused projection by the whole model's head count",
+COLUMNS: Mapping[str, Column] = {
+    "DeepSpeed": Column(
+        engine="DeepSpeed AutoTP",
+        right=frozenset(
+            {
+                "bloom",
+                "cohere",
+                "falcon",
+                "gemma",
+                "gemma2",
+                "gemma3_text",
+                "glm4",
+                "gpt_neox",
+                "gptj",
+                "granite",
+                "llama",
+                "mistral",
+                "mpt",
+                "opt",
+                "phi",
+                "qwen2",
+                "qwen3",
+                "stablelm",
+                "starcoder2",
+            }
+        ),
+        wrong={
+            "gpt2": "DeepSpeed refuses GPT-2 by name",
+            "gpt_bigcode": "its single fused key-value head cannot be cut: ranks without one fail",
+            "gpt_oss": "AutoTP does not cut its attention sinks",
+            "olmo2": "its query norm spans all heads and AutoTP does not cut it",
+            "phi3": "transformers 5 slices its fused projection by the whole model's head count",
+        },
+        objects=_autotp_objection,
+    ),
+    "Tensor": Column(
+        engine="transformers' tensor parallelism",
+        right=_DENSE_RIGHT | {"deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe"},
+        wrong={
+            **dict.fromkeys(("bloom", "falcon", "gpt2", "gpt_bigcode", "gptj", "mpt", "opt", "stablelm"), _NO_PLAN),
+            "gpt_oss": "its plan cuts the experts only when they are spread, so every rank would hold all of them",
+        },
+        objects=_tensor_objection,
+    ),
 }
-"""Families that fail, with the reason; all of them at the first forward, which is why they are refused here."""
-
-_INSTEAD = "Use strategy None, one process, if it fits one device."
+"""By strategy; None and what else runs one process computes every family as transformers makes it."""
 
 
-def guard_family(shape: ModelShape) -> None:
-    """Raise `ModelRefusedError` unless AutoTP was seen to cut this family right."""
-    if shape.experts:
+def guard_family(strategy: str, shape: ModelShape) -> None:
+    """Raise `ModelRefusedError`, naming what would work, unless the strategy was seen to compute this family right."""
+    if text := COLUMNS[strategy].objection(shape):
+        raise ModelRefusedError(f"{text}. {instead(shape)}")
+
+
+def guard_plain(shape: ModelShape, engine: str) -> None:
+    """Raise `ModelRefusedError` for quantized weights, which no engine here was seen to cut right."""
+    if shape.quantization is not None:
         raise ModelRefusedError(
-            f"{shape.model_type} has {shape.experts} experts, and AutoTP does not shard experts of transformers 5: "
-            f"every rank would hold all of them. {_INSTEAD}"
-        )
-    if shape.model_type in REFUSED:
-        raise ModelRefusedError(f"{shape.model_type} cannot be served with DeepSpeed AutoTP: {REFUSED[shape.model_type]}. {_INSTEAD}")
-    if shape.fused_attention:
-        raise ModelRefusedError(
-            f"{shape.model_type} without new_decoder_architecture (Falcon 7B and older) cannot be served with DeepSpeed AutoTP: "
-            f"its fused attention has no layout that AutoTP cuts right. {_INSTEAD}"
-        )
-    if shape.model_type not in SUPPORTED:
-        raise ModelRefusedError(
-            f"{shape.model_type or 'a model without model_type'} is not among the families DeepSpeed AutoTP was seen to cut right "
-            f"({', '.join(sorted(SUPPORTED))}). {_INSTEAD}"
+            f"the model is quantized ({shape.quantization}: quantization_config in config.json), and {engine} cuts only plain weights. "
+            "Use the unquantized model, or strategy None."
         )
 
 
-def legal_degrees(shape: ModelShape) -> list[int]:
-    """Return the tensor-parallel degrees at which every rank has work, ascending.
-
-    AutoTP cuts attention in whole key-value heads with their query heads, unevenly if it must (3 heads on 2 ranks are 2 and 1);
-    a rank without any would compute nothing. Source: deepspeed 0.19.8 module_inject/tp_shard.py.
-    """
-    return list(range(1, shape.key_value_heads + 1))
-
-
-def guard_degree(shape: ModelShape, degree: int) -> None:
-    """Raise `ModelRefusedError` naming the legal degrees unless `degree` is one."""
-    legal = legal_degrees(shape)
-    if degree not in legal:
-        raise ModelRefusedError(
-            f"{shape.model_type} with {shape.heads} attention heads and {shape.key_value_heads} key-value heads "
-            f"cannot be cut to degree {degree}: a rank would have no key-value head; legal degrees: {', '.join(map(str, legal))}."
-        )
-
-
-def heads_of_rank(shape: ModelShape, rank: int, degree: int) -> tuple[int, int]:
-    """Return (query heads, key-value heads) on one rank; the first ranks take what does not divide."""
-    key_value = shape.key_value_heads // degree + (1 if rank < shape.key_value_heads % degree else 0)
-    return shape.heads * key_value // shape.key_value_heads, key_value
-
-
-def largest_part(shape: ModelShape, degree: int, grain: int) -> float:
-    """Return the largest rank's part of what AutoTP cuts, at most 1.
-
-    Attention goes in key-value heads, MLPs and the output head in pieces of `grain` columns with the rest on the last rank.
-    Source: deepspeed 0.19.8 module_inject/tp_shard.py, get_shard_size.
-    """
-    widths = (
-        _largest_width(shape.intermediate_size, degree, grain) / shape.intermediate_size,
-        _largest_width(shape.hidden_size, degree, grain) / shape.hidden_size,
-    )
-    return min(1.0, max(-(-shape.key_value_heads // degree) / shape.key_value_heads, *widths))
-
-
-def _largest_width(width: int, degree: int, grain: int) -> int:
-    if width < grain:
-        return -(-width // degree)
-    pieces, rest = divmod(width, grain)
-    return -(-pieces // degree) * grain + rest
+def instead(shape: ModelShape) -> str:
+    """Return the sentence that names the strategies under which this model's family is served."""
+    others = [name for name, column in COLUMNS.items() if not column.objection(shape)]
+    if not others:
+        return "Use strategy None, one process, if it fits one device."
+    return f"Use strategy {' or '.join(others)}, or None if it fits one device."

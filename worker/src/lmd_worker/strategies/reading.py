@@ -18,8 +18,8 @@ def torch_dtype(settings: Settings) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[settings.dtype]
 
 
-def read_model(settings: Settings) -> Any:
-    """Return the causal language model of `settings.model_path`, whole and on the CPU.
+def read_model(settings: Settings, **placement: Any) -> Any:
+    """Return the causal language model of `settings.model_path`: whole and on the CPU, or as `placement` says to `from_pretrained`.
 
     safetensors are mapped, so that several ranks of one host share the pages as long as the type on disk is the asked one. The model's
     own generation_config is replaced by a neutral one: requests say how to sample, and files must not say otherwise.
@@ -37,6 +37,7 @@ def read_model(settings: Settings) -> Any:
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,
+            **placement,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".: ")

@@ -8,6 +8,7 @@ from lmd_worker.errors import ModelRefusedError
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies.reading import read_model
+from lmd_worker.strategies.share import Share
 
 if TYPE_CHECKING:
     from lmd_worker.ranks import Group
@@ -18,7 +19,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 def guard(shape: ModelShape, settings: Settings) -> None:
     """Refuse what is no causal language model, before loading anything; raises `ModelRefusedError`."""
     if settings.tensor != 1:
-        raise ModelRefusedError(f"strategy None runs one process, not degree {settings.tensor}. Use strategy DeepSpeed or degree 1.")
+        raise ModelRefusedError(f"strategy None runs one process, not degree {settings.tensor}. Use a strategy that cuts, or degree 1.")
     guard_causal(shape)
 
 
@@ -40,6 +41,6 @@ def load(settings: Settings, group: Group) -> Any:
     return read_model(settings).to(group.device)
 
 
-def largest_part(shape: ModelShape, settings: Settings) -> float:
-    """Return 1: nothing is cut."""
-    return 1.0
+def share(shape: ModelShape, settings: Settings) -> Share:
+    """Return all of it: nothing is cut."""
+    return Share()

@@ -1,0 +1,70 @@
+"""Families under strategies: tokens and scores equal those of one process, or there is a refusal that says why.
+
+One start of the ranks serves many models, one after the other. `make matrix` (LMD_MATRIX=1) runs every family of docs/families.md under
+every strategy and writes that table anew; the tests of every day run a few of each kind.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import families_table
+import pytest
+from tiny_families import FAMILIES
+
+from lmd_worker.strategies import families
+
+pytestmark = pytest.mark.model
+
+HERE = Path(__file__).parent
+IS_WHOLE = bool(os.environ.get("LMD_MATRIX"))
+EVERY_DAY = {
+    "DeepSpeed": ["llama, 3 key-value heads", "gpt_neox", "bloom"],
+    "Tensor": ["llama, odd sizes", "phi3", "gpt_neox", "mixtral"],
+}
+CASES = [(family, strategy) for strategy in families.COLUMNS for family in (FAMILIES if IS_WHOLE else EVERY_DAY[strategy])]
+RANKS = dict.fromkeys(families.COLUMNS, 2)
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, run_ranks):
+    """What came of every case, by family and strategy."""
+    found = {}
+    for degree in sorted(set(RANKS.values())):
+        directory = tmp_path_factory.mktemp("matrix")
+        cases = [{"family": family, "strategy": strategy} for family, strategy in CASES if RANKS[strategy] == degree]
+        (directory / "cases.json").write_text(json.dumps(cases))
+        command = [str(HERE / "matrix_ranks.py"), str(directory / "cases.json"), str(directory / "out.json")]
+        run_ranks(command, degree, directory / "log", LMD_MATRIX_MODELS=str(directory))
+        found.update({(result["family"], result["strategy"]): result for result in json.loads((directory / "out.json").read_text())})
+    return found
+
+
+@pytest.mark.parametrize(("family", "strategy"), CASES)
+def test_a_family_is_computed_as_in_one_process_or_refused(results, family, strategy):
+    result = results[family, strategy]
+    if not is_served(family, strategy):
+        assert result["refused"].startswith("ModelRefusedError: ")
+        assert "Use strategy " in result["refused"]
+        return
+    assert "refused" not in result, result["refused"]
+    assert [answer["tokens"] for answer in result["made"]] == [answer["tokens"] for answer in result["expected"]]
+    for made, expected in zip(result["made"], result["expected"], strict=True):
+        assert made["scores"] == pytest.approx(expected["scores"], abs=TOLERANCE)
+
+
+@pytest.mark.skipif(not IS_WHOLE, reason="LMD_MATRIX=1 runs every family and writes docs/families.md")
+def test_the_table_is_written(results):
+    families_table.FILE.write_text(families_table.text(results))
+
+
+def is_served(family: str, strategy: str) -> bool:
+    """Whether the worker's own list says so; what is unusual about a family can be why not."""
+    column = families.COLUMNS[strategy]
+    unusual = {("falcon, old", "DeepSpeed"), ("gpt_neox, tied", "Tensor"), ("llama, 3 key-value heads", "Tensor")}
+    return family.partition(",")[0] in column.right and (family, strategy) not in unusual
+
+
+def test_there_is_a_tiny_model_of_every_family():
+    assert {family.partition(",")[0] for family in FAMILIES} == set(families_table.known())

@@ -1,0 +1,99 @@
+"""How far a model can be cut, and what a rank then has, by strategy. Imports no torch.
+
+Sources: deepspeed 0.19.8 module_inject/tp_shard.py (`get_shard_size`); transformers 5.23 distributed/tensor_parallel.py, where every
+cut is torch's `Shard`: pieces of ceil(size / ranks).
+"""
+
+from __future__ import annotations
+
+from lmd_worker.errors import ModelRefusedError
+from lmd_worker.shape import ModelShape
+from lmd_worker.strategies.families import COLUMNS, EMBEDDINGS_LEFT_WHOLE, HEADS_LEFT_WHOLE
+from lmd_worker.strategies.share import Share
+
+_MOST = 256
+_LISTED = 12
+_LEFT_WHOLE = {
+    "deepseek_v3": (".self_attn.",),
+    "gpt_neox": (".embed_in.",),
+    "gpt_oss": (".self_attn.", ".embed_tokens."),
+    "qwen2_moe": (".shared_expert",),
+}
+"""What transformers' plans leave whole, by pieces of parameter names, beside routers, norms and biases."""
+_ROUTERS = (".gate.", ".router.")
+
+
+def legal_degrees(strategy: str, shape: ModelShape) -> list[int]:
+    """Return the tensor-parallel degrees at which every rank computes its share right, ascending.
+
+    AutoTP cuts attention in whole key-value heads with their query heads, unevenly if it must (3 heads on 2 ranks are 2 and 1); a rank
+    without any would compute nothing. transformers cuts heads evenly; where it does not cut attention at all, they do not matter.
+    """
+    if strategy == "DeepSpeed":
+        return list(range(1, shape.key_value_heads + 1))
+    if ".self_attn." in _LEFT_WHOLE.get(shape.model_type, ()):
+        return list(range(1, _MOST + 1))
+    return [degree for degree in range(1, shape.key_value_heads + 1) if not (shape.heads % degree or shape.key_value_heads % degree)]
+
+
+def guard_degree(strategy: str, shape: ModelShape, degree: int) -> None:
+    """Raise `ModelRefusedError` naming the legal degrees unless `degree` is one."""
+    legal = legal_degrees(strategy, shape)
+    if degree in legal:
+        return
+    reason = "a rank would have no key-value head" if strategy == "DeepSpeed" else "transformers cuts heads only evenly"
+    raise ModelRefusedError(
+        f"{shape.model_type} with {shape.heads} attention heads and {shape.key_value_heads} key-value heads "
+        f"cannot be cut to degree {degree}: {reason}; legal degrees: {_listed(legal)}.{_uneven(strategy, shape, degree)}"
+    )
+
+
+def heads_of_rank(strategy: str, shape: ModelShape, rank: int, degree: int) -> tuple[int, int]:
+    """Return (query heads, key-value heads) that one rank computes; the first ranks take what does not divide."""
+    if strategy != "DeepSpeed" and shape.model_type in HEADS_LEFT_WHOLE:
+        return shape.heads, shape.key_value_heads
+    key_value = shape.key_value_heads // degree + (1 if rank < shape.key_value_heads % degree else 0)
+    return shape.heads * key_value // shape.key_value_heads, key_value
+
+
+def autotp_share(shape: ModelShape, degree: int, grain: int) -> Share:
+    """Return what the fullest rank may hold under AutoTP.
+
+    Attention goes in key-value heads, MLPs and the output head in pieces of `grain` columns with the rest on the last rank.
+    """
+    widths = (
+        _largest_width(shape.intermediate_size, degree, grain) / shape.intermediate_size,
+        _largest_width(shape.hidden_size, degree, grain) / shape.hidden_size,
+    )
+    return Share(min(1.0, max(-(-shape.key_value_heads // degree) / shape.key_value_heads, *widths)))
+
+
+def native_share(shape: ModelShape, degree: int) -> Share:
+    """Return what the fullest rank may hold under transformers' own tensor parallelism: even pieces, the embeddings' too."""
+    sizes = (shape.vocabulary_size, shape.intermediate_size)
+    return Share(
+        part=max(1 / degree, *(-(-size // degree) / size for size in sizes)),
+        whole=(*_ROUTERS, *_LEFT_WHOLE.get(shape.model_type, ())),
+        embeddings_are_whole=shape.model_type in EMBEDDINGS_LEFT_WHOLE,
+        head_is_apart=False,
+    )
+
+
+def _uneven(strategy: str, shape: ModelShape, degree: int) -> str:
+    """Return that DeepSpeed can do what this strategy cannot, where it can."""
+    if strategy == "DeepSpeed" or COLUMNS["DeepSpeed"].objection(shape) or degree not in legal_degrees("DeepSpeed", shape):
+        return ""
+    return " Strategy DeepSpeed cuts unevenly and can do this one."
+
+
+def _listed(degrees: list[int]) -> str:
+    if len(degrees) > _LISTED and degrees[-1] - degrees[0] == len(degrees) - 1:
+        return f"{degrees[0]} to {degrees[-1]}"
+    return ", ".join(map(str, degrees))
+
+
+def _largest_width(width: int, degree: int, grain: int) -> int:
+    if width < grain:
+        return -(-width // degree)
+    pieces, rest = divmod(width, grain)
+    return -(-pieces // degree) * grain + rest

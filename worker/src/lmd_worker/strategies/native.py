@@ -1,0 +1,47 @@
+"""transformers' own way to cut a model over ranks (`DistributedConfig`), which several strategies use.
+
+Each rank reads only its slices of the mapped safetensors, so loading needs no more memory than the share. The library makes its process
+groups itself; they get our timeout once everybody has loaded, so that a rank that stops is noticed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lmd_worker.errors import RankError
+from lmd_worker.settings import Settings
+from lmd_worker.strategies.reading import read_model
+
+if TYPE_CHECKING:
+    from lmd_worker.ranks import Group
+
+
+def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1, pipeline: int = 1) -> Any:
+    """Return this rank's share of the model, on its device, cut to these degrees.
+
+    Raises `RankError` when transformers would put the share elsewhere than on the rank's device.
+    """
+    if group.size == 1:
+        return read_model(settings).to(group.device)
+    import torch
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if torch.accelerator.is_available() and group.device.type == "cpu":
+        raise RankError(
+            f"transformers would cut the model over {torch.accelerator.current_accelerator()}, but this is a rank on the CPU. "
+            "Hide the devices from it (CUDA_VISIBLE_DEVICES=), or use strategy DeepSpeed."
+        )
+    model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert, pp_size=pipeline))
+    group.barrier()
+    _limit_patience(model, settings.collective_timeout_seconds)
+    return model
+
+
+def _limit_patience(model: Any, seconds: int) -> None:
+    """Make collectives of the model's own groups fail after so long."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for mesh in (model._mesh_manager._dense_mesh, model._mesh_manager._expert_mesh):
+        for name in mesh.mesh_dim_names:
+            _set_pg_timeout(timedelta(seconds=seconds), mesh.get_group(name))
