@@ -61,7 +61,8 @@ def read(table: str) -> dict[tuple[str, str], bool]:
 
 def _cell(result: Mapping[str, Any], reasons: dict[str, int]) -> str:
     if "refused" in result:
-        sentence = result["refused"].partition(": ")[2].partition(". Use ")[0].partition(" (")[0]
+        sentence = result["refused"].partition(": ")[2].partition(". Use ")[0]
+        sentence = sentence.removeprefix(f"{result['family'].partition(',')[0]} ")  # many families share a reason
         return f"refused ({reasons.setdefault(sentence, len(reasons) + 1)})"
     word = "**equal**" if result["scheduler"] == "Continuous" else "**equal**, *static*"
     return f"{word} {max(result['held']):.2f}"

@@ -66,10 +66,11 @@ WAVES = [
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((1, "Continuous"), id="1-Continuous", marks=pytest.mark.long),
-        pytest.param((2, "Continuous"), id="2-Continuous"),
-        pytest.param((3, "Continuous"), id="3-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py has three ranks too
-        pytest.param((2, "Static"), id="2-Static", marks=pytest.mark.long),
+        pytest.param((1, "DeepSpeed", "Continuous"), id="1-DeepSpeed-Continuous", marks=pytest.mark.long),
+        pytest.param((2, "DeepSpeed", "Continuous"), id="2-DeepSpeed-Continuous"),
+        pytest.param((3, "DeepSpeed", "Continuous"), id="3-DeepSpeed-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py
+        pytest.param((3, "Tensor", "Continuous"), id="3-Tensor-Continuous"),
+        pytest.param((2, "DeepSpeed", "Static"), id="2-DeepSpeed-Static", marks=pytest.mark.long),
     ],
 )
 def case(request):
@@ -83,8 +84,8 @@ def degree(case):
 
 @pytest.fixture(scope="module")
 def answered(case, smollm2, write_scenario, run_driver):
-    degree, scheduler = case
-    handler = {"context_tokens": CONTEXT_TOKENS, "scheduler": scheduler, "concurrency": CONCURRENCY}
+    degree, strategy, scheduler = case
+    handler = {"strategy": strategy, "context_tokens": CONTEXT_TOKENS, "scheduler": scheduler, "concurrency": CONCURRENCY}
     return run_driver(write_scenario(smollm2, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
 
 
@@ -143,16 +144,16 @@ def test_log_probabilities_equal_those_of_plain_scores(answered, expected):
 def test_nothing_is_left_in_the_cache(answered, case):
     stats = answered["stats"]
     assert (stats["running"], stats["waiting"]) == (0, 0)
-    assert stats["cache_blocks_used"] == (0 if case[1] == "Continuous" else None)
+    assert stats["cache_blocks_used"] == (0 if case[2] == "Continuous" else None)
     assert stats["generation_tokens_total"] >= sum(item["sampling"]["max_tokens"] for item in CROWD)
 
 
 def test_every_rank_reports_its_share(answered, case, degree):
     assert answered["failure"] is None
-    assert {(rank["scheduler"], rank["scheduler_reason"]) for rank in answered["ranks"]} == {(case[1], "")}
+    assert {(rank["scheduler"], rank["scheduler_reason"]) for rank in answered["ranks"]} == {(case[2], "")}
     assert [rank["rank"] for rank in answered["ranks"]] == list(range(degree))
     assert {(rank["world_size"], rank["degree"], rank["strategy"], rank["dtype"]) for rank in answered["ranks"]} == {
-        (degree, degree, "DeepSpeed", "float32")
+        (degree, degree, case[1], "float32")
     }
     heads = {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
     assert [(rank["heads"], rank["key_value_heads"]) for rank in answered["ranks"]] == heads

@@ -1,9 +1,11 @@
 """What the others notice when a rank dies, stops or refuses; small random models, real processes."""
 
+import json
 import os
 import signal
 
 import pytest
+import tiny_families
 
 from lmd_worker import loading
 from lmd_worker.errors import ModelRefusedError
@@ -14,26 +16,39 @@ pytestmark = pytest.mark.model
 LONG = [[{"id": "a", "prompt": [5, 6, 7], "sampling": {"max_tokens": 8000}}]]
 
 
+@pytest.fixture(scope="session")
+def even_llama(tmp_path_factory):
+    """A random LLaMA whose heads two ranks share evenly, with room for a long answer."""
+    directory = tmp_path_factory.mktemp("models") / "even-llama"
+    tiny_families.save("llama", directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    return directory
+
+
 @pytest.fixture
-def running(tiny_llama, write_scenario, ranks, scheduler):
+def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
     """Two ranks in the middle of a long answer; a collective waits at most 5 s."""
-    handler = {"collective_timeout_seconds": 5, "scheduler": scheduler}
-    ranks.start("watch", write_scenario(tiny_llama, 2, handler=handler, waves=LONG), 2)
+    handler = {"collective_timeout_seconds": 5, "strategy": strategy, "scheduler": scheduler}
+    model = tiny_llama if strategy == "DeepSpeed" else even_llama
+    ranks.start("watch", write_scenario(model, 2, handler=handler, waves=LONG), 2)
     for rank in range(2):
         ranks.words("running", rank)
     return ranks
 
 
-@pytest.mark.parametrize(("scheduler", "victim"), [("Continuous", 0), ("Continuous", 1), ("Static", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1)]
+)
 def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     running.processes[victim].kill()
     other = 1 - victim
     assert running.words("failed", other).startswith(f"Rank {other}: the engine failed: ")
 
 
-@pytest.mark.parametrize("scheduler", ["Continuous"])
+@pytest.mark.parametrize(("strategy", "scheduler"), [("DeepSpeed", "Continuous"), ("Tensor", "Static")])
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running):
-    """DeepSpeed's own group would wait for half an hour."""
+    """The libraries' own groups would wait for half an hour."""
     os.kill(running.processes[1].pid, signal.SIGSTOP)
     assert running.words("failed", 0).startswith("Rank 0: the engine failed: ")
 

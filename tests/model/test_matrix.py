@@ -36,7 +36,7 @@ def results(tmp_path_factory, run_ranks):
         cases = [{"family": family, "strategy": strategy} for family, strategy in CASES if RANKS[strategy] == degree]
         (directory / "cases.json").write_text(json.dumps(cases))
         command = [str(HERE / "matrix_ranks.py"), str(directory / "cases.json"), str(directory / "out.json")]
-        run_ranks(command, degree, directory / "log", LMD_MATRIX_MODELS=str(directory))
+        run_ranks(command, degree, directory / "log", LMD_MATRIX_MODELS=str(directory), PYTHONPATH=str(HERE))
         found.update({(result["family"], result["strategy"]): result for result in json.loads((directory / "out.json").read_text())})
     return found
 
@@ -46,7 +46,7 @@ def test_a_family_is_computed_as_in_one_process_or_refused(results, family, stra
     result = results[family, strategy]
     if not is_served(family, strategy):
         assert result["refused"].startswith("ModelRefusedError: ")
-        assert "Use strategy " in result["refused"]
+        assert "Use strategy " in result["refused"] or "Strategy DeepSpeed cuts" in result["refused"], "it says what would work"
         return
     assert "refused" not in result, result["refused"]
     assert [answer["tokens"] for answer in result["made"]] == [answer["tokens"] for answer in result["expected"]]
