@@ -87,6 +87,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         scheduler=engine.scheduler,
         concurrency=engine.concurrency,
         queue_size=engine.torch_serve.job_queue_size,
+        host_memory_bytes=20 * 2**30 if manifest.stem == "accelerate" else None,
         trust_remote_code=owner.spec.model.trust_remote_code,
         collective_timeout_seconds=files.COLLECTIVE_TIMEOUT_SECONDS,
         stall_timeout_seconds=engine.torch_serve.response_timeout_seconds,

@@ -29,6 +29,7 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import materialise
 from lmd_operator.local.ports import free_ports
+from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.front_door import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
@@ -42,6 +43,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 CPU_ONLY = ROOT / "tests" / "scenarios" / "one-rank-on-cpu.yaml"
+ACCELERATE = ROOT / "tests" / "scenarios" / "accelerate.yaml"
 STUB = HERE / "stub_ranks.py"
 MARK = "LMD_RENDERED_CONFIG_TEST"
 """In the environment of every process of one run, also of orphans."""
@@ -248,14 +250,19 @@ def understood(frontend: Frontend) -> dict[str, Any]:
         "useVenv": False,
         "useJobTicket": False,
         "jobQueueStatus": {"remainingCapacity": spec.engine.torch_serve.job_queue_size, "pendingRequests": 0},
-        "parallelType": "tp" if plan.tensor > 1 else "",
-        "parallelLevel": plan.tensor if plan.tensor > 1 else 0,
+        "parallelType": "custom" if plan.strategy == "Accelerate" else "tp" if plan.ranks > 1 else "",
+        "parallelLevel": plan.ranks if is_parallel(plan) else 0,
     }
+
+
+def is_parallel(plan: Plan) -> bool:
+    """Whether the frontend is told that the model is placed on devices by others than itself."""
+    return plan.ranks > 1 or plan.strategy == "Accelerate"
 
 
 def arguments(frontend: Frontend) -> list[str]:
     """The exact command line after `torchrun`, or after `python` for one rank."""
-    ranks, port = frontend.built.plan.tensor, 29500 if frontend.built.plan.tensor > 1 else 9000
+    ranks, port = frontend.built.plan.ranks, 29500 if is_parallel(frontend.built.plan) else 9000
     packages = bootstrap.site_packages()
     torchrun = [
         *("--nnodes", "1", "--nproc-per-node", str(ranks)),
@@ -275,7 +282,7 @@ def selection(described: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return {key: described.get(key) for key in wanted}
 
 
-@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY], ids=lambda path: path.stem)
+@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY, ACCELERATE], ids=lambda path: path.stem)
 def test_the_frontend_understands_an_object_as_it_was_meant(begin, wait_until, elsewhere, manifest: Path) -> None:
     frontend = begin(manifest)
     wait_until("the worker is ready", frontend.is_ready)
@@ -284,13 +291,13 @@ def test_the_frontend_understands_an_object_as_it_was_meant(begin, wait_until, e
     assert selection(described, wanted) == wanted
     assert frontend.complaints() == []
 
-    ranks, gpus = frontend.built.plan.tensor, frontend.built.plan.gpus_per_replica
+    ranks, gpus = frontend.built.plan.ranks, frontend.built.plan.gpus_per_replica
     assert [worker["gpu"] for worker in described["workers"]] == [gpus > 0]
     started = frontend.record("torchrun" if ranks > 1 else "python")
     assert not frontend.record("python" if ranks > 1 else "torchrun")
     assert started["arguments"] == arguments(frontend)
     assert started["variables"]["OMP_NUM_THREADS"] == str(frontend.built.plan.threads_per_rank)
-    devices = ",".join(map(str, range(gpus))) if ranks > 1 and gpus else None
+    devices = ",".join(map(str, range(gpus))) if is_parallel(frontend.built.plan) and gpus else None
     assert started["variables"].get("CUDA_VISIBLE_DEVICES") == devices
     assert started["variables"]["TEMP"] == frontend.layout.temp
 

@@ -14,7 +14,10 @@ from lmd_operator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
-SCENARIOS = [ROOT / "tests" / "scenarios" / f"{name}.yaml" for name in ("one-rank-on-cpu", "template-with-everything", "tensor")]
+SCENARIOS = [
+    ROOT / "tests" / "scenarios" / f"{name}.yaml"
+    for name in ("one-rank-on-cpu", "template-with-everything", "tensor", "expert", "accelerate")
+]
 
 
 class Readable(yaml.SafeDumper):

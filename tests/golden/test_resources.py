@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))
 KINDS_OF_SCENARIO = {
+    "accelerate": {"ConfigMap", "Deployment"},
     "cache-removed-with-the-object": {"ConfigMap", "Job-fetch", "Job-remove", "NetworkPolicy", "NetworkPolicy-tasks"},
+    "expert": {"ConfigMap"},
     "fetched-from-a-hub": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "fetched-from-s3": {"ConfigMap", "Deployment", "NetworkPolicy"},
     "handler-in-a-config-map": {"ConfigMap", "Deployment"},

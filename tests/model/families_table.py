@@ -23,8 +23,9 @@ prompt alone. `make matrix` runs all of them again and writes this file.
 - *static*: equal, but decoded in static batches, as the continuous engine would compute something else; the rank report says why.
 - refused: the object is refused before any weight is read, for the reason below the table.
 
-Strategy None runs one process and serves every family that transformers serves. A family in no row is refused by the other
-strategies: engines guess the layout of what they do not know, and some of them go on with a warning or none.
+Accelerate is one process that has 0.6 of the weights in memory and reads the rest from disk; the number is what is in memory. Strategy
+None runs one process and serves every family that transformers serves, and so does Accelerate. A family in no row is refused by the
+strategies that cut: engines guess the layout of what they do not know, and some of them go on with a warning or none.
 
 Run with {libraries}; {ranks}.
 """
@@ -39,7 +40,7 @@ def known() -> list[str]:
 
 def text(results: Results, tolerance: float = 1e-3) -> str:
     """Return the file."""
-    strategies = list(families.COLUMNS)
+    strategies = [*families.COLUMNS, "Accelerate"]
     reasons: dict[str, int] = {}
     rows = [
         f"| {family} | " + " | ".join(_cell(results[family, strategy], reasons) for strategy in strategies) + " |"

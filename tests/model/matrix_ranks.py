@@ -1,6 +1,6 @@
 """One rank of the matrix: loads one tiny family after the other under a strategy, as the worker does, and compares its tokens.
 
-matrix_ranks.py CASES.json OUT.json, started by torchrun; a case is a family, a strategy, and more settings of the handler. Rank 0 writes,
+matrix_ranks.py CASES.json OUT.json, started by torchrun; a case is a family and a strategy. Rank 0 writes,
 for every case, the sentence of its refusal or what the engine made of it and what plain `generate` makes of each prompt alone.
 """
 
@@ -22,11 +22,15 @@ from lmd_worker.engine.protocol import Engine, Sampling
 from lmd_worker.errors import WorkerError
 from lmd_worker.loading import load
 from lmd_worker.settings import Settings
+from lmd_worker.shape import ModelShape
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [40, 41, 42], [100]]
 STEPS = 8
 CONTEXT_TOKENS = 32
 PATIENCE_SECONDS = 60
+SIZE = int(os.environ["WORLD_SIZE"])
+OF_ONE_PROCESS = ("Accelerate",)
+PART_IN_MEMORY = 0.6
 
 
 def main() -> None:
@@ -37,22 +41,27 @@ def main() -> None:
     for case in cases:
         directory = folder / case["family"].replace(", ", "-").replace(" ", "-")
         with tempfile.TemporaryDirectory() as scratch:
-            settings = _settings(directory, case, Path(scratch))
-            group = group or ranks.join(settings)
+            group = group or ranks.join(_settings(directory, {"strategy": "Tensor"}, Path(scratch), SIZE))
             if group.rank == 0 and not directory.exists():
                 tiny_families.save(case["family"], directory)
             group.barrier()
-            results.append({**case, **_run(settings, group)})
+            if case["strategy"] in OF_ONE_PROCESS:
+                alone = ranks.Group(rank=0, size=1, device=group.device)
+                found = _run(_settings(directory, case, Path(scratch), 1), alone) if group.rank == 0 else {}
+            else:
+                found = _run(_settings(directory, case, Path(scratch), SIZE), group)
+            results.append({**case, **found})
     if group is not None and group.rank == 0:
         out.write_text(json.dumps(results))
 
 
-def _settings(directory: Path, case: dict[str, Any], scratch: Path) -> Settings:
-    size = int(os.environ["WORLD_SIZE"])
+def _settings(directory: Path, case: dict[str, Any], scratch: Path, size: int) -> Settings:
     document = {"dtype": "float32", "tensor_parallel": {"tp_size": size, "tp_grain_size": 64}, "replace_with_kernel_inject": False}
     (scratch / "ds-config.json").write_text(json.dumps(document))
     handler = {"dtype": "float32", "concurrency": 4, "context_tokens": CONTEXT_TOKENS, "collective_timeout_seconds": PATIENCE_SECONDS}
-    section = {**handler, "model_path": str(directory), "strategy": case["strategy"], **case.get("handler", {})}
+    section = {**handler, "model_path": str(directory), "strategy": case["strategy"]}
+    if case["strategy"] == "Accelerate":  # a part in memory, the rest on disk
+        section["host_memory_bytes"] = int(ModelShape.read(directory).weight_bytes * PART_IN_MEMORY)
     config = {"torchrun": {"nproc-per-node": size}, "deepspeed": {"config": "ds-config.json"}, "handler": section}
     return Settings.from_model_config("model", scratch, config)
 

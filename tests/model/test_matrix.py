@@ -20,10 +20,12 @@ HERE = Path(__file__).parent
 IS_WHOLE = bool(os.environ.get("LMD_MATRIX"))
 EVERY_DAY = {
     "DeepSpeed": ["llama, 3 key-value heads", "gpt_neox", "bloom"],
+    "Accelerate": ["llama, tied", "gpt2", "mixtral"],
+    "Expert": ["gpt_oss", "mixtral", "qwen3_moe"],
     "Tensor": ["llama, odd sizes", "phi3", "gpt_neox", "mixtral"],
 }
-CASES = [(family, strategy) for strategy in families.COLUMNS for family in (FAMILIES if IS_WHOLE else EVERY_DAY[strategy])]
-RANKS = dict.fromkeys(families.COLUMNS, 2)
+CASES = [(family, strategy) for strategy, few in EVERY_DAY.items() for family in (FAMILIES if IS_WHOLE else few)]
+RANKS = dict.fromkeys(EVERY_DAY, 2)
 TOLERANCE = 1e-3
 
 
@@ -61,9 +63,15 @@ def test_the_table_is_written(results):
 
 def is_served(family: str, strategy: str) -> bool:
     """Whether the worker's own list says so; what is unusual about a family can be why not."""
+    if strategy == "Accelerate":
+        return family not in ("deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
     column = families.COLUMNS[strategy]
     unusual = {("falcon, old", "DeepSpeed"), ("gpt_neox, tied", "Tensor"), ("llama, 3 key-value heads", "Tensor")}
     return family.partition(",")[0] in column.right and (family, strategy) not in unusual
+
+
+def test_every_strategy_that_moves_or_cuts_weights_is_here():
+    assert set(EVERY_DAY) == {*families.COLUMNS, "Accelerate"}
 
 
 def test_there_is_a_tiny_model_of_every_family():

@@ -26,11 +26,11 @@ KEY_ORDER = [
     "maxRetryTimeoutInSec",
     "deviceType",
     "parallelType",
+    "parallelLevel",
     "torchrun",
 ]
 """Read by the frontend in this order; of alternatives the later one wins."""
 FORBIDDEN_KEYS = {
-    "parallelLevel",
     "deviceIds",
     "useVenv",
     "rdzv-conf",
@@ -96,9 +96,13 @@ ROLLOUTS = st.one_of(
 PARALLELISM = st.one_of(
     st.builds(lambda degree: {"tensor": degree}, st.integers(1, 1024)),
     st.builds(lambda degree: {"tensor": degree, "strategy": "DeepSpeed"}, st.integers(2, 1024)),
+    st.builds(lambda degree: {"tensor": degree, "strategy": "Tensor"}, st.integers(2, 1024)),
+    st.builds(lambda degree: {"expert": degree, "strategy": "Expert"}, st.integers(2, 256)),
     st.just({"strategy": "None"}),
+    st.just({"strategy": "Accelerate"}),
     st.just({}),
 )
+WITH_DEEPSPEED_OPTIONS = ("Auto", "DeepSpeed", "None")
 ENGINES = optional(
     dtype=st.sampled_from(["bfloat16", "float32"]),
     contextTokens=st.integers(16, 10_000_000),
@@ -118,10 +122,13 @@ TEMPLATES = optional(
 @st.composite
 def specs(draw: st.DrawFn) -> dict[str, Any]:
     """The spec of any object that this version serves."""
+    parallelism, engine = draw(PARALLELISM), draw(ENGINES)
+    if parallelism.get("strategy", "Auto") not in WITH_DEEPSPEED_OPTIONS:
+        engine.pop("deepspeed", None)
     return {
         "model": {"source": draw(SOURCES), **draw(optional(name=MODEL_NAMES, trustRemoteCode=st.booleans()))},
-        "parallelism": draw(PARALLELISM),
-        "engine": draw(ENGINES),
+        "parallelism": parallelism,
+        "engine": engine,
         "accelerator": {"type": draw(st.sampled_from(["CPU", "Nvidia"]))},
         **draw(
             optional(
@@ -166,7 +173,8 @@ relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[Health
 @given(sources())
 def test_one_degree_is_everywhere_the_same(source) -> None:
     built = build(source)
-    degree = parse(source).spec.parallelism.tensor
+    asked = parse(source).spec.parallelism
+    degree = asked.expert if asked.strategy == "Expert" else asked.tensor
     config = yaml.safe_load(built.files.texts["model-config.yaml"])
     (container,) = children(built)["Deployment"]["spec"]["template"]["spec"]["containers"]
     amounts = container.get("resources", {})
@@ -177,15 +185,18 @@ def test_one_degree_is_everywhere_the_same(source) -> None:
     assert devices == ([None, None] if on_cpu else [str(degree)] * 2)
     assert config["deviceType"] == ("cpu" if on_cpu else "gpu")
     assert local_sizes == ([str(degree)] if on_cpu and degree > 1 else [])
+    assert ("torchrun" in config) + ("parallelLevel" in config) == int("parallelType" in config), "one or the other, or neither"
+    assert ("ds-config.json" in built.files.texts) == ("deepspeed" in config) == (config["handler"]["strategy"] == "DeepSpeed")
     if degree == 1:
-        assert config.keys().isdisjoint({"parallelType", "torchrun", "deepspeed"})
-        assert "ds-config.json" not in built.files.texts
-        assert config["handler"]["strategy"] == "None"
+        assert config.get("parallelType") == ("custom" if asked.strategy == "Accelerate" else None)
+        assert config.get("parallelLevel") == (1 if asked.strategy == "Accelerate" else None)
+        assert config["handler"]["strategy"] == ("Accelerate" if asked.strategy == "Accelerate" else "None")
     else:
         assert config["parallelType"] == "tp"
         assert config["torchrun"]["nproc-per-node"] == degree
         assert config["torchrun"]["nnodes"] == 1
-        assert json.loads(built.files.texts["ds-config.json"])["tensor_parallel"]["tp_size"] == degree
+        if config["handler"]["strategy"] == "DeepSpeed":
+            assert json.loads(built.files.texts["ds-config.json"])["tensor_parallel"]["tp_size"] == degree
 
 
 @relaxed

@@ -83,15 +83,16 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
 def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads: tuple[int, int]) -> RankReport:
     from lmd_worker import ranks
 
-    parameter = next(model.parameters())
+    dtype = next(model.parameters()).dtype
+    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), group.device)
     return RankReport(
         rank=group.rank,
         world_size=group.size,
         strategy=settings.strategy,
         degree=settings.tensor,
-        device=str(parameter.device),
+        device=str(device),
         device_id=ranks.device_id(group.device),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         parameter_bytes=held.held,
         model_bytes=held.whole,
         heads=heads[0],

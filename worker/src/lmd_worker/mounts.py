@@ -132,6 +132,10 @@ def _model_config(config: Mapping[str, Any]) -> Iterator[str]:
     torchrun = config.get("torchrun")
     if torchrun is None and config.get("parallelType") is None:
         return
+    if torchrun is None and config["parallelType"] == "custom":
+        if config.get("parallelLevel") != 1:
+            yield f"{MODEL_CONFIG}: parallelLevel is {_yaml(config.get('parallelLevel'))}, must be 1: the frontend feeds one process."
+        return
     if not isinstance(torchrun, dict) or config.get("parallelType") != "tp":
         yield f"{MODEL_CONFIG}: torchrun and parallelType: tp go together; one without the other starts no ranks."
         return

@@ -55,7 +55,7 @@ def measure(model: Any, shape: ModelShape, share: Share) -> Held:
     held = replicated = 0
     for name, parameter in model.named_parameters():
         own = on_this_rank(parameter)
-        held += own.numel() * own.element_size()
+        held += 0 if own.is_meta else own.numel() * own.element_size()
         may_be_whole = own.dim() < 2 or share.leaves_whole(name) or (share.embeddings_are_whole and id(parameter) in embeddings)
         if may_be_whole and own.shape == parameter.shape:
             replicated += own.numel() * own.element_size()
@@ -80,7 +80,7 @@ def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str) -> tu
 
 
 def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, share: Share) -> str:
-    if names := [name for name, tensor in _tensors(model) if tensor.is_meta]:
+    if not share.is_offloaded and (names := [name for name, tensor in _tensors(model) if tensor.is_meta]):
         return f"Rank {group.rank}: {len(names)} tensors have no data, the first is {names[0]}. The weights do not fit the architecture."
     if group.size == 1:
         return ""

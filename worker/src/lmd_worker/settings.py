@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmd_worker.errors import SettingsError
 
-Strategy = Literal["DeepSpeed", "None", "Tensor"]
-_ONE_PROCESS = ("None",)
+Strategy = Literal["Accelerate", "DeepSpeed", "Expert", "None", "Tensor"]
+_ONE_PROCESS = ("Accelerate", "None")
 DataType = Literal["bfloat16", "float16", "float32"]
 Scheduler = Literal["Continuous", "Static"]
 
@@ -34,6 +34,7 @@ class HandlerSection(BaseModel):
     scheduler: Scheduler = "Continuous"
     concurrency: int = Field(ge=1, description="Requests decoded together.")
     queue_size: int | None = Field(default=None, ge=0, description="Requests that may wait beyond these; null: any number.")
+    host_memory_bytes: int | None = Field(default=None, ge=0, description="Accelerate: host memory for weights; null: what is free.")
     trust_remote_code: bool = False
     collective_timeout_seconds: int = Field(default=60, ge=1, description="After this long a collective without its peers fails.")
     stall_timeout_seconds: int = Field(default=300, ge=1, description="After this long without an engine turn the process ends.")
@@ -54,6 +55,7 @@ class Settings(BaseModel):
     scheduler: Scheduler
     concurrency: int
     queue_size: int | None
+    host_memory_bytes: int | None
     trust_remote_code: bool
     collective_timeout_seconds: int
     stall_timeout_seconds: int

@@ -27,7 +27,7 @@ class Parallelism(ApiModel):
     pipeline: Annotated[int, Field(ge=1, le=256)] = 1
     """Pipeline degree: devices among which the layers are dealt out. Default 1: no pipeline."""
     expert: Annotated[int, Field(ge=1, le=256)] = 1
-    """Expert-parallel degree of a mixture-of-experts model. Default 1: experts are not spread."""
+    """Expert-parallel degree of a mixture-of-experts model: the ranks of strategy Expert. Default 1: experts are not spread."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -56,6 +56,18 @@ class Parallelism(ApiModel):
             holds=lambda self: self.strategy not in ("DeepSpeed", "Tensor") or self.tensor != 1,
         ),
         Rule(
+            field="expert",
+            message="is 1, but strategy Expert spreads the experts over several devices: set it to 2 or more, or choose strategy None",
+            cel="self.strategy != 'Expert' || self.expert != 1",
+            holds=lambda self: self.strategy != "Expert" or self.expert != 1,
+        ),
+        Rule(
+            field="tensor",
+            message="differs from expert, but under strategy Expert the same ranks cut what is not an expert: remove it",
+            cel="self.strategy != 'Expert' || self.tensor == 1 || self.tensor == 'Auto' || self.tensor == self.expert",
+            holds=lambda self: self.strategy != "Expert" or self.tensor in (1, "Auto", self.expert),
+        ),
+        Rule(
             field="tensor",
             message="is above 1, but strategy Pipeline does not cut layers: set it to 1, or choose PipelineTensor",
             cel="self.strategy != 'Pipeline' || self.tensor == 1 || self.tensor == 'Auto'",
@@ -75,6 +87,13 @@ class DeepSpeedOptions(ApiModel):
     """DeepSpeed's fused kernels. Refused: they do not work with transformers 5."""
     enable_cuda_graph: bool = False
     """DeepSpeed's CUDA graphs. Refused with more than one rank: they freeze shapes and cannot grow a cache."""
+
+
+class AccelerateOptions(ApiModel):
+    """Where the weights of a model that is larger than its device are kept."""
+
+    host_memory: Quantity | None = None
+    """Most host memory that weights may take; what is left stays on disk and is read at every step. Default: what the pod has free."""
 
 
 class TorchServeOptions(ApiModel):
@@ -102,6 +121,8 @@ class Engine(ApiModel):
     """Requests decoded together in one replica; more wait in the queue. Each costs cache memory for its context."""
     deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     """Options of DeepSpeed."""
+    accelerate: AccelerateOptions = AccelerateOptions()
+    """Options of strategy Accelerate."""
     torch_serve: TorchServeOptions = TorchServeOptions()
     """Limits of the serving frontend."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmd_operator.api.engine import DeepSpeedOptions
+from lmd_operator.api.engine import AccelerateOptions, DeepSpeedOptions
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 from lmd_operator.names import LABEL_DOMAINS, RESERVED_ENV, RESERVED_ENV_PREFIXES
@@ -44,6 +44,10 @@ def _strategy(spec: Spec) -> list[Problem]:
     if strategy not in _FOR_ANY_HANDLER and spec.engine.deepspeed != DeepSpeedOptions():
         problems.append(
             Problem("spec.engine.deepspeed", f"has no meaning under strategy {strategy}: remove it, or choose strategy DeepSpeed")
+        )
+    if strategy != "Accelerate" and spec.engine.accelerate != AccelerateOptions():
+        problems.append(
+            Problem("spec.engine.accelerate", f"has no meaning under strategy {strategy}: remove it, or choose strategy Accelerate")
         )
     return problems
 

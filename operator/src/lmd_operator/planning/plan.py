@@ -17,14 +17,14 @@ from lmd_operator.planning.families import finding
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
-PlannedStrategy = Literal["DeepSpeed", "Tensor", "None"]
+PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Tensor", "None"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one replica runs.
 
-    `tensor` and `pipeline` are the degrees; `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
+    `tensor` and `pipeline` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts; `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
     """
 
     strategy: PlannedStrategy
@@ -33,6 +33,7 @@ class Plan:
     threads_per_rank: int
     reason: str
     pipeline: int = 1
+    expert: int = 1
 
     @property
     def ranks(self) -> int:
@@ -47,9 +48,10 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
     model's, for a tensor degree of Auto; without it such a spec must have been refused by `lmd_operator.api.parse`.
     Raises `InvalidSpecError` when nothing fits, or what fits cannot be run by this version.
     """
-    tensor = spec.parallelism.tensor
+    asked = spec.parallelism
+    tensor = asked.expert if asked.strategy == "Expert" else asked.tensor
     if isinstance(tensor, int):
-        strategy, reason = _strategy(spec.parallelism.strategy, tensor)
+        strategy, reason = _strategy(asked.strategy, tensor)
     elif shape is not None:
         strategy, tensor, reason = _planned(spec, shape)
     else:
@@ -60,6 +62,7 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
         gpus_per_replica=0 if spec.accelerator.type == "CPU" else tensor,
         threads_per_rank=max(1, int((cpu_cores or 0) // tensor)),
         reason=reason,
+        expert=tensor if strategy == "Expert" else 1,
     )
 
 
@@ -89,6 +92,10 @@ def _runnable(answer: Planned, shape: ModelShape) -> PlannedStrategy:
 def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:
     if asked == "DeepSpeed":
         return "DeepSpeed", f"asked for: DeepSpeed cuts every layer over {tensor} ranks"
+    if asked == "Accelerate":
+        return "Accelerate", "asked for: one process, with what does not fit its device in host memory and on disk"
+    if asked == "Expert":
+        return "Expert", f"asked for: each of {tensor} ranks holds its part of the experts, and of every other layer"
     if asked == "Tensor":
         return "Tensor", f"asked for: transformers cuts every layer over {tensor} ranks"
     if asked == "None":

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lmd_operator.api.engine import CustomHandler
+from lmd_operator.api.semantics import quantity
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.names import CUSTOM_HANDLER_MODULE, HANDLER_FILE, HANDLER_MODULE
 from lmd_operator.planning.plan import Plan
@@ -94,8 +95,9 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     """Frontend keys first, then the sections the handler reads.
 
     A dead rank must end the container, so TorchServe never retries a worker; `nproc-per-node` and `parallelLevel` are
-    alternatives, and only the first is ever written. The frontend's batch holds waiting requests too: the worker's engine
-    decides who runs, and only what the worker sees can be counted, cancelled or told when to come back.
+    alternatives: the first for ranks, the second for one process that places the model itself. The frontend's batch holds
+    waiting requests too: the worker's engine decides who runs, and only what the worker sees can be counted, cancelled or
+    told when to come back.
     """
     engine = deployment.spec.engine
     is_ours = deployment.spec.handler is None
@@ -112,6 +114,8 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
         **({"continuousBatching": True} if is_ours else {}),
         "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
     }
+    if plan.strategy == "Accelerate":
+        config |= {"parallelType": "custom", "parallelLevel": 1}
     if plan.ranks > 1:
         config["parallelType"] = PARALLEL_TYPES.get(plan.strategy, "tp")
         config["torchrun"] = {
@@ -161,6 +165,8 @@ def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> di
     }
     if engine.context_tokens is not None:
         section["context_tokens"] = engine.context_tokens
+    if engine.accelerate.host_memory is not None:
+        section["host_memory_bytes"] = int(quantity(engine.accelerate.host_memory))
     return section
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from lmd_worker.settings import Settings
-from lmd_worker.strategies import autotp, single, tensor
+from lmd_worker.strategies import autotp, expert, offload, single, tensor
 
-_MODULES: dict[str, ModuleType] = {"DeepSpeed": autotp, "None": single, "Tensor": tensor}
+_MODULES: dict[str, ModuleType] = {"Accelerate": offload, "DeepSpeed": autotp, "Expert": expert, "None": single, "Tensor": tensor}
 
 
 def chosen(settings: Settings) -> ModuleType:

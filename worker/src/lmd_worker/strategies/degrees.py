@@ -12,6 +12,11 @@ from lmd_worker.strategies.families import COLUMNS, EMBEDDINGS_LEFT_WHOLE, HEADS
 from lmd_worker.strategies.share import Share
 
 _MOST = 256
+_REASONS = {
+    "DeepSpeed": "a rank would have no key-value head",
+    "Expert": "transformers cuts heads and spreads experts only evenly",
+    "Tensor": "transformers cuts heads only evenly",
+}
 _LISTED = 12
 _LEFT_WHOLE = {
     "deepseek_v3": (".self_attn.",),
@@ -27,8 +32,11 @@ def legal_degrees(strategy: str, shape: ModelShape) -> list[int]:
     """Return the tensor-parallel degrees at which every rank computes its share right, ascending.
 
     AutoTP cuts attention in whole key-value heads with their query heads, unevenly if it must (3 heads on 2 ranks are 2 and 1); a rank
-    without any would compute nothing. transformers cuts heads evenly; where it does not cut attention at all, they do not matter.
+    without any would compute nothing. transformers cuts heads evenly; where it does not cut attention at all, they do not matter. Experts
+    that are spread stay whole.
     """
+    if strategy == "Expert":
+        return [degree for degree in legal_degrees("Tensor", shape) if not shape.experts % degree]
     if strategy == "DeepSpeed":
         return list(range(1, shape.key_value_heads + 1))
     if ".self_attn." in _LEFT_WHOLE.get(shape.model_type, ()):
@@ -41,10 +49,10 @@ def guard_degree(strategy: str, shape: ModelShape, degree: int) -> None:
     legal = legal_degrees(strategy, shape)
     if degree in legal:
         return
-    reason = "a rank would have no key-value head" if strategy == "DeepSpeed" else "transformers cuts heads only evenly"
+    experts = f"{shape.experts} experts, " if strategy == "Expert" else ""
     raise ModelRefusedError(
-        f"{shape.model_type} with {shape.heads} attention heads and {shape.key_value_heads} key-value heads "
-        f"cannot be cut to degree {degree}: {reason}; legal degrees: {_listed(legal)}.{_uneven(strategy, shape, degree)}"
+        f"{shape.model_type} with {experts}{shape.heads} attention heads and {shape.key_value_heads} key-value heads "
+        f"cannot be cut to degree {degree}: {_REASONS[strategy]}; legal degrees: {_listed(legal)}.{_uneven(strategy, shape, degree)}"
     )
 
 

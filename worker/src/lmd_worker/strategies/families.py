@@ -51,6 +51,10 @@ def _autotp_objection(shape: ModelShape) -> str:
     return ""
 
 
+def _expert_objection(shape: ModelShape) -> str:
+    return "" if shape.experts else f"{shape.model_type} has no experts that could be spread"
+
+
 def _tensor_objection(shape: ModelShape) -> str:
     if shape.tied_embeddings and shape.model_type in EMBEDDINGS_LEFT_WHOLE:
         return (
@@ -124,6 +128,12 @@ COLUMNS: Mapping[str, Column] = {
             "phi3": "transformers 5 slices its fused projection by the whole model's head count",
         },
         objects=_autotp_objection,
+    ),
+    "Expert": Column(
+        engine="transformers' expert parallelism",
+        right=frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"}),
+        wrong={},
+        objects=_expert_objection,
     ),
     "Tensor": Column(
         engine="transformers' tensor parallelism",
