@@ -226,6 +226,23 @@ def test_one_process_needs_no_torchrun_and_no_local_size(container: Container) -
     assert container.problems() == []
 
 
+@pytest.mark.parametrize(
+    ("level", "problems"),
+    [
+        (1, []),
+        (2, ["model-config.yaml: parallelLevel is 2, must be 1: the frontend feeds one process."]),
+        (None, ["model-config.yaml: parallelLevel is missing, must be 1: the frontend feeds one process."]),
+    ],
+)
+def test_one_process_that_places_the_model_itself_is_one_process(container: Container, level: int | None, problems: list[str]) -> None:
+    handler = {**GOOD_CONFIG["handler"], "strategy": "Accelerate"}
+    config = {**GOOD_CONFIG, "parallelType": "custom", "parallelLevel": level, "handler": handler}
+    kept = {key: value for key, value in config.items() if key not in ("torchrun", "deepspeed") and value is not None}
+    (container.model / "model-config.yaml").write_text(yaml.safe_dump(kept))
+    del container.variables["LOCAL_SIZE"]
+    assert container.problems() == problems
+
+
 def test_serve_becomes_java_in_an_empty_directory_and_undoes_a_predecessors_flag(container: Container) -> None:
     run = container.root / "run"
     rundir.set_draining(run)

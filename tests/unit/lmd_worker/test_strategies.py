@@ -1,13 +1,20 @@
 """What each strategy refuses before anything is loaded, and in which words."""
 
 import pytest
+import torch
 
 from lmd_worker import loading
+from lmd_worker.engine import pages
 from lmd_worker.errors import ModelRefusedError, SettingsError
+from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import autotp, degrees, families, native, reading, single, tensor
+from lmd_worker.strategies import autotp, degrees, expert, families, native, offload, reading, single, tensor
 
+STRATEGIES = {"Accelerate": offload, "DeepSpeed": autotp, "Expert": expert, "None": single, "Tensor": tensor}
+CPU = Group(rank=0, size=1, device=torch.device("cpu"))
 ALONE = "Use strategy None, one process, if it fits one device."
+EXPERT = "Use strategy Expert, or None if it fits one device."
+EXPERT_OR_TENSOR = "Use strategy Expert or Tensor, or None if it fits one device."
 TENSOR = "Use strategy Tensor, or None if it fits one device."
 DEEPSPEED = "Use strategy DeepSpeed, or None if it fits one device."
 
@@ -51,10 +58,10 @@ def test_families_that_fail_are_refused_with_the_reason_and_what_serves_them(gua
 @pytest.mark.parametrize(
     ("family", "key", "instead"),
     [
-        ("mixtral", "num_local_experts", TENSOR),
-        ("qwen3_moe", "num_experts", TENSOR),
-        ("deepseek_v3", "n_routed_experts", TENSOR),
-        ("gpt_oss", "num_local_experts", ALONE),
+        ("mixtral", "num_local_experts", EXPERT_OR_TENSOR),
+        ("qwen3_moe", "num_experts", EXPERT_OR_TENSOR),
+        ("deepseek_v3", "n_routed_experts", EXPERT_OR_TENSOR),
+        ("gpt_oss", "num_local_experts", EXPERT),
     ],
 )
 def test_experts_are_refused_whatever_the_family(guard, family, key, instead):
@@ -140,7 +147,7 @@ def test_families_measured_under_tensor_pass(guard_tensor, family):
     [
         ("opt", "transformers 5.23 has no tensor-parallel plan for it", DEEPSPEED),
         ("gpt_bigcode", "transformers 5.23 has no tensor-parallel plan for it", ALONE),
-        ("gpt_oss", "its plan cuts the experts only when they are spread, so every rank would hold all of them", ALONE),
+        ("gpt_oss", "its plan cuts the experts only when they are spread, so every rank would hold all of them", EXPERT),
     ],
 )
 def test_families_that_tensor_does_not_serve_are_refused(guard_tensor, family, reason, instead):
@@ -180,17 +187,82 @@ def test_the_share_of_tensor_counts_what_does_not_divide(make_model_directory):
     assert not share.leaves_whole("model.layers.1.mlp.gate_proj.weight")
 
 
-@pytest.mark.parametrize("strategy", [autotp, single, tensor], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.fixture
+def guard_expert(make_model_directory, make_settings):
+    def run(degree=1, experts=8, **config):
+        settings = make_settings(make_model_directory(num_local_experts=experts, **config), strategy="Expert", degree=degree)
+        expert.guard(ModelShape.read(settings.model_path), settings)
+
+    return run
+
+
+@pytest.mark.parametrize("family", sorted(families.COLUMNS["Expert"].right))
+def test_families_measured_under_expert_pass(guard_expert, family):
+    guard_expert(degree=3, experts=6, model_type=family)
+
+
+def test_models_without_experts_are_refused_with_who_serves_them(guard_expert):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_expert(experts=0)
+    assert (
+        str(refused.value) == "llama has no experts that could be spread. Use strategy DeepSpeed or Tensor, or None if it fits one device."
+    )
+
+
+def test_mixtures_nobody_measured_are_refused(guard_expert):
+    with pytest.raises(ModelRefusedError, match=r"^dbrx is not among the families transformers' expert parallelism was seen to cut right"):
+        guard_expert(model_type="dbrx")
+
+
+def test_experts_and_heads_are_spread_only_evenly(guard_expert):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_expert(degree=3, model_type="mixtral", num_attention_heads=12, num_key_value_heads=6)
+    assert str(refused.value) == (
+        "mixtral with 8 experts, 12 attention heads and 6 key-value heads cannot be cut to degree 3: "
+        "transformers cuts heads and spreads experts only evenly; legal degrees: 1, 2."
+    )
+
+
+def test_a_mixture_that_needs_the_disk_is_refused_before_its_weights_are_read(make_model_directory, make_settings, monkeypatch):
+    monkeypatch.setattr(offload, "read_model", lambda settings, **placement: pytest.fail("weights were read"))
+    directory = make_model_directory(model_type="mixtral", num_local_experts=8)
+    settings = make_settings(directory, strategy="Accelerate", host_memory_bytes=100)
+    with pytest.raises(ModelRefusedError) as refused:
+        offload.load(settings, CPU)
+    assert str(refused.value) == (
+        "mixtral has 8 experts and needs 1.5e-07 GiB, but its weights may take only 9.3e-08 GiB of memory, and experts cannot be read from "
+        f"disk as they are stored. Raise hostMemory or the pod's memory. {EXPERT_OR_TENSOR}"
+    )
+
+
+def test_weights_leave_room_for_the_cache(make_model_directory, make_settings, monkeypatch):
+    free = 2**34
+    monkeypatch.setattr(pages, "free_bytes", lambda device: free)
+    directory = make_model_directory()
+    one, two = (
+        offload.budget(ModelShape.read(directory), make_settings(directory, strategy="Accelerate", concurrency=count), CPU)["cpu"]
+        for count in (1, 2)
+    )
+    a_request = 8192 * 2 * 30 * 3 * 64 * 4 * (1 + 2 / 30)  # tokens, keys and values, layers, heads, head size, bytes, room to work in
+    assert one - two == pytest.approx(a_request, rel=0.01)
+    assert one == pytest.approx(free * 0.9 - a_request, rel=0.01)
+
+
+@pytest.mark.parametrize("strategy", ["Accelerate", "None"])
+def test_one_process_is_one_process(make_model_directory, make_settings, strategy):
+    with pytest.raises(SettingsError, match=f"nproc-per-node is 2, but handler.strategy {strategy} runs one process"):
+        make_settings(make_model_directory(), strategy=strategy, degree=2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_encoders_and_encoder_decoders_are_refused(make_model_directory, make_settings, strategy):
     for changes, words in (
         ({"is_encoder_decoder": True}, "is an encoder-decoder"),
         ({"architectures": ["BertModel"]}, "has no language-model head"),
     ):
-        settings = make_settings(
-            make_model_directory(**changes), strategy={autotp: "DeepSpeed", single: "None", tensor: "Tensor"}[strategy]
-        )
+        settings = make_settings(make_model_directory(**changes), strategy=strategy)
         with pytest.raises(ModelRefusedError, match=words):
-            strategy.guard(ModelShape.read(settings.model_path), settings)
+            STRATEGIES[strategy].guard(ModelShape.read(settings.model_path), settings)
 
 
 def test_refusal_comes_before_any_weight_is_read(make_model_directory, make_settings, monkeypatch):

@@ -24,7 +24,8 @@ PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Tensor", "None"]
 class Plan:
     """What one replica runs.
 
-    `tensor` and `pipeline` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts; `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
+    `tensor` and `pipeline` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts.
+    `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
     """
 
     strategy: PlannedStrategy
