@@ -23,8 +23,8 @@ prompt alone. `make matrix` runs all of them again and writes this file.
 - *static*: equal, but decoded in static batches, as the continuous engine would compute something else; the rank report says why.
 - refused: the object is refused before any weight is read, for the reason below the table.
 
-Accelerate is one process that has 0.6 of the weights in memory and reads the rest from disk; the number is what is in memory. Strategy
-None runs one process and serves every family that transformers serves, and so does Accelerate. A family in no row is refused by the
+Accelerate is one process that may have 0.6 of the weights in memory, room for the layer that comes from disk included; the number is what
+stays there. Strategy None runs one process and serves every family that transformers serves, and so does Accelerate. A family in no row is refused by the
 strategies that cut: engines guess the layout of what they do not know, and some of them go on with a warning or none.
 
 Run with {libraries}; {ranks}.
