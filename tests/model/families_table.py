@@ -24,8 +24,8 @@ prompt alone. `make matrix` runs all of them again and writes this file.
 - refused: the object is refused before any weight is read, for the reason below the table.
 
 Accelerate is one process that may have 0.6 of the weights in memory, room for the layer that comes from disk included; the number is what
-stays there. Strategy None runs one process and serves every family that transformers serves, and so does Accelerate. A family in no row is refused by the
-strategies that cut: engines guess the layout of what they do not know, and some of them go on with a warning or none.
+stays there. Strategy None runs one process and serves every family that transformers serves, and so does Accelerate. A family in no row
+is refused by the strategies that cut: engines guess the layout of what they do not know, and some go on with a warning or none.
 
 Run with {libraries}; {ranks}.
 """

@@ -1,6 +1,7 @@
 """What a loaded model must show before its rank may say ready."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lmd_worker import selftest
 from lmd_worker.errors import SelfTestError
 from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
+from lmd_worker.strategies import degrees
 from lmd_worker.strategies.share import Share
 
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
@@ -72,6 +74,36 @@ def test_a_model_cut_to_its_part_is_not_refused(model, shape):
             setattr(layer.self_attn, name, torch.nn.Linear(192, 128, bias=False))
     model.lm_head = torch.nn.Linear(128, 512, bias=False)
     assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, selftest.measure(model, shape, Share(2 / 3)), Share(2 / 3)) == ""
+
+
+def test_what_a_strategy_cuts_may_not_be_whole(model, shape):
+    """Transformers' own plans cut embeddings too, so nothing but the norms may be whole."""
+    share = degrees.native_share(shape, 2)
+    held = selftest.measure(model, shape, share)
+    assert held.replicated == 5 * 192 * 4
+    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, held, share).endswith(
+        "the model was not cut. Use strategy None, or another model."
+    )
+    whole_embeddings = dataclasses.replace(held, held=held.whole // 2 + 512 * 192 * 4 // 2)
+    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, whole_embeddings, share)
+    assert not selftest._weights_complaint(model, shape, SECOND_OF_TWO, dataclasses.replace(held, held=held.whole // 2), share)
+
+
+def test_weights_that_wait_elsewhere_are_no_fault_and_not_counted(model, shape):
+    waiting = model.model.layers[0].mlp.up_proj.to("meta").weight
+    share = Share(is_offloaded=True)
+    held = selftest.measure(model, shape, share)
+    assert held.held == held.whole - waiting.numel() * 4
+    assert selftest._weights_complaint(model, shape, ALONE, held, share) == ""
+    assert selftest._weights_complaint(model, shape, ALONE, held, Share()) != ""
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", (6, 3)), ("olmo2", (12, 6))])
+def test_heads_are_those_that_are_computed(model, shape, family, expected):
+    """OLMo 2 gathers what its cut projections give."""
+    of_two_ranks = dataclasses.replace(shape, model_type=family, heads=12, key_value_heads=6)
+    assert selftest.held_heads(model, of_two_ranks, SECOND_OF_TWO, "Tensor") == expected
+    assert selftest.held_heads(model, of_two_ranks, SECOND_OF_TWO, "DeepSpeed") == (6, 3)
 
 
 def test_ranks_that_choose_other_tokens_are_found_and_named():
