@@ -56,7 +56,12 @@ def models_directory(deployment: LargeModelDeployment, models: Path, claims: Map
 
 
 def require_memory(directory: Path, plan: Plan) -> None:
-    """Raise `LocalRunError` when the model cannot fit whatever else happens: weights once, plus the ranks themselves."""
+    """Raise `LocalRunError` when the model cannot fit whatever else happens: weights once, plus the ranks themselves.
+
+    Weights that may stay on disk are not counted.
+    """
+    if plan.strategy == "Accelerate":
+        return
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     needed = weights + plan.ranks * RANK_BYTES
     available = psutil.virtual_memory().available
