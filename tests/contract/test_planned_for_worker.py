@@ -11,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmd_operator.planning import families, shapes
-from lmd_operator.planning.cutting import Split, legal_tensor_degrees
+from lmd_operator.planning.cutting import Split, has_whole_attention, legal_tensor_degrees
+from lmd_operator.planning.families import Engine
 from lmd_operator.planning.memory import Load, key_value_bytes
 from lmd_operator.planning.tensors import shape_of
 from lmd_worker import shape as worker_shape
+from lmd_worker.strategies import degrees
 from lmd_worker.strategies import families as worker_families
 
 UNIT = Path(__file__).parents[1] / "unit" / "lmd_operator"
+CUTTING: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Tensor")
 PUBLISHED = json.loads((UNIT / "published_models.json").read_text())
+PAGED = ("gemma2", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry["name"])
@@ -32,12 +36,39 @@ def test_both_read_the_same_sizes(entry: dict[str, Any]) -> None:
     assert ours.context_tokens(None) == theirs.context_tokens(None)
     if ours.family != "dbrx":  # the worker does not look into attn_config, and the family has no tensor degree anyway
         assert ours.key_value_heads == theirs.key_value_heads
-        assert legal_tensor_degrees(ours, "DeepSpeed") == worker_families.legal_degrees(theirs)
+        for strategy in CUTTING:
+            if has_whole_attention(ours) and worker_families.COLUMNS[strategy].objection(theirs):
+                continue  # the worker knows plans of the families it serves alone
+            assert legal_tensor_degrees(ours, strategy) == degrees.legal_degrees(strategy, theirs), strategy
 
 
-def test_both_know_the_same_families_for_autotp() -> None:
-    assert families.AUTOTP_RIGHT == worker_families.SUPPORTED
-    assert families.AUTOTP_WRONG.keys() == worker_families.REFUSED.keys()
+@pytest.mark.parametrize("strategy", CUTTING)
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry["name"])
+def test_what_is_planned_is_served_and_what_is_served_is_planned(entry: dict[str, Any], strategy: Engine) -> None:
+    for config in (entry["config"], *({**entry["config"], "tie_word_embeddings": tied} for tied in (True, False))):
+        theirs = worker_shape.ModelShape.of(Path("/m"), config, names=(), weight_files=(), parameters=0, weight_bytes=0)
+        objection = worker_families.COLUMNS[strategy].objection(theirs)
+        assert (families.finding(shape_of({**config, "quantization_config": None}), strategy).verdict == "right") == (not objection)
+
+
+def test_both_have_the_same_families_by_name() -> None:
+    columns = worker_families.COLUMNS
+    assert set(CUTTING) == columns.keys()
+    assert columns["DeepSpeed"].right == families.AUTOTP_RIGHT
+    assert families.AUTOTP_WRONG.keys() == columns["DeepSpeed"].wrong.keys()
+    assert columns["Tensor"].right == families.TENSOR_RIGHT
+    assert families.TENSOR_WRONG.keys() >= columns["Tensor"].wrong.keys()
+    assert columns["Expert"].right == families.EXPERT_RIGHT
+    assert families.EXPERT_WRONG.keys() >= columns["Expert"].wrong.keys()
+
+
+def test_both_leave_the_same_things_whole() -> None:
+    served = {family for column in worker_families.COLUMNS.values() for family in column.right}
+    assert families.WHOLE_HEADS & served == worker_families.HEADS_LEFT_WHOLE
+    assert families.WHOLE_EMBEDDINGS == worker_families.EMBEDDINGS_LEFT_WHOLE
+
+
+def test_both_take_the_same_context_where_none_is_asked_for() -> None:
     assert (shapes.DEFAULT_CONTEXT_TOKENS, shapes.UNKNOWN_LIMIT_CONTEXT_TOKENS) == (
         worker_shape.DEFAULT_CONTEXT_TOKENS,
         worker_shape.UNKNOWN_LIMIT_CONTEXT_TOKENS,
@@ -45,25 +76,26 @@ def test_both_know_the_same_families_for_autotp() -> None:
 
 
 @pytest.mark.model
-@settings(max_examples=50)
+@settings(max_examples=100)
 @given(
-    entry=st.sampled_from(
-        [entry for entry in PUBLISHED if entry["config"]["model_type"] in ("llama", "mistral", "qwen2", "qwen3", "gemma2")]
-    ),
+    entry=st.sampled_from([entry for entry in PUBLISHED if entry["config"]["model_type"] in PAGED]),
+    strategy=st.sampled_from(CUTTING),
     degree=st.integers(1, 8),
     context=st.integers(16, 100_000),
     concurrency=st.integers(1, 300),
     dtype=st.sampled_from(["bfloat16", "float32"]),
 )
-def test_both_compute_the_same_bytes_of_cache(entry: dict[str, Any], degree: int, context: int, concurrency: int, dtype: str) -> None:
+def test_both_compute_the_same_bytes_of_cache(
+    entry: dict[str, Any], strategy: Engine, degree: int, context: int, concurrency: int, dtype: str
+) -> None:
     import torch
 
     from lmd_worker.engine.pages import CacheShape
 
     shape = shape_of(entry["config"])
     theirs = worker_shape.ModelShape.of(Path("/m"), entry["config"], names=(), weight_files=(), parameters=0, weight_bytes=0)
-    degree = min(degree, shape.key_value_heads)
-    heads, key_value_heads = worker_families.heads_of_rank(theirs, 0, degree)
+    degree = max(legal for legal in degrees.legal_degrees(strategy, theirs) if legal <= degree)
+    heads, key_value_heads = degrees.heads_of_rank(strategy, theirs, 0, degree)
     cache = CacheShape(shape.layers, heads, key_value_heads, shape.head_dim, getattr(torch, dtype), context, concurrency)
-    split = Split("DeepSpeed", tensor=degree) if degree > 1 else Split("None")
+    split = Split(strategy, tensor=degree) if degree > 1 else Split("None")
     assert key_value_bytes(shape, split, Load(context, concurrency, dtype)) == cache.bytes

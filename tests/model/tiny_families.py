@@ -65,6 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": _of("GPTNeoXConfig", **_PLAIN),
     "gpt_neox, tied": _of("GPTNeoXConfig", **_PLAIN, tie_word_embeddings=True),
     "gpt_oss": _of("GptOssConfig", **_SIZED, num_local_experts=4, num_experts_per_tok=2, sliding_window=64),
+    "gpt_oss, tied": _of("GptOssConfig", **_SIZED, num_local_experts=4, num_experts_per_tok=2, sliding_window=64, tie_word_embeddings=True),
     "gptj": _of("GPTJConfig", **_OLD, rotary_dim=4),
     "granite": _of("GraniteConfig", **_GROUPED),
     "llama": _of("LlamaConfig", **_GROUPED),

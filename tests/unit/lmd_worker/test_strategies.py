@@ -66,7 +66,7 @@ def test_families_that_fail_are_refused_with_the_reason_and_what_serves_them(gua
 )
 def test_experts_are_refused_whatever_the_family(guard, family, key, instead):
     with pytest.raises(ModelRefusedError) as refused:
-        guard(model_type=family, **{key: 8})
+        guard(model_type=family, tie_word_embeddings=False, **{key: 8})
     assert str(refused.value) == (
         f"{family} has 8 experts, and AutoTP does not shard experts of transformers 5: every rank would hold all of them. " + instead
     )
@@ -156,8 +156,10 @@ def test_families_that_tensor_does_not_serve_are_refused(guard_tensor, family, r
     assert str(refused.value) == f"{family} cannot be served with transformers' tensor parallelism: {reason}. {instead}"
 
 
-def test_a_head_tied_to_embeddings_that_stay_whole_is_refused(guard_tensor):
+def test_a_head_tied_to_embeddings_that_stay_whole_is_refused(guard_tensor, guard_expert):
     guard_tensor(model_type="gpt_neox")
+    with pytest.raises(ModelRefusedError, match=r"^gpt_oss with an output head tied to its embeddings cannot "):
+        guard_expert(model_type="gpt_oss", tie_word_embeddings=True)
     with pytest.raises(ModelRefusedError, match=r"^gpt_neox with an output head tied to its embeddings cannot .* computes other tokens\. "):
         guard_tensor(model_type="gpt_neox", tie_word_embeddings=True)
 
@@ -190,7 +192,8 @@ def test_the_share_of_tensor_counts_what_does_not_divide(make_model_directory):
 @pytest.fixture
 def guard_expert(make_model_directory, make_settings):
     def run(degree=1, experts=8, **config):
-        settings = make_settings(make_model_directory(num_local_experts=experts, **config), strategy="Expert", degree=degree)
+        model = make_model_directory(**{"num_local_experts": experts, "tie_word_embeddings": False, **config})
+        settings = make_settings(model, strategy="Expert", degree=degree)
         expert.guard(ModelShape.read(settings.model_path), settings)
 
     return run

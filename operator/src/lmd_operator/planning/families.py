@@ -29,7 +29,7 @@ AUTOTP_WRONG = {
     "olmo2": "its query norm spans all heads, and AutoTP does not cut it",
     "phi3": "transformers 5 slices its fused projection by the whole model's head count",
 }
-_TENSOR_RIGHT = frozenset(
+TENSOR_RIGHT = frozenset(
     {
         "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
         "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2",
@@ -39,8 +39,12 @@ _WITHOUT_TENSOR_PLAN = frozenset(
     {"bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "hunyuan_v1_dense", "lfm2", "mpt", "opt", "stablelm", "xglm"}
 )
 """Families for which transformers 5.23 has no tensor-parallel plan, or one of the output head alone."""
-_EXPERT_RIGHT = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"})
-_WITHOUT_EXPERT_PLAN = frozenset({"dbrx", "llama4", "llama4_text"})
+TENSOR_WRONG = {
+    **dict.fromkeys(_WITHOUT_TENSOR_PLAN, "transformers 5.23 has no tensor-parallel plan for it"),
+    "gpt_oss": "its plan cuts experts only when they are spread: every rank would hold all of them",
+}
+EXPERT_RIGHT = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
+EXPERT_WRONG = dict.fromkeys(_WITHOUT_TENSOR_PLAN | {"llama4", "llama4_text"}, "transformers 5.23 has no expert-parallel plan for it")
 _PIPELINE_RIGHT = frozenset({"gemma3_text", "gpt_oss", "llama", "mixtral", "phi3", "qwen3"})
 _PIPELINE_WRONG = {
     "gpt_neox": "transformers' pipeline computes other logits (2.1 of 5.0 off)",
@@ -54,7 +58,7 @@ _ZERO_RIGHT = frozenset({"gpt_neox", "llama", "mixtral"})
 
 MIXTURES = frozenset({"dbrx", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
 """Families of the matrix whose models have experts."""
-KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | _TENSOR_RIGHT | _EXPERT_RIGHT | _PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
+KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | TENSOR_RIGHT | EXPERT_RIGHT | _PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
 """Families that were tried under some engine."""
 
 WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
@@ -126,15 +130,13 @@ def _autotp(shape: ModelShape) -> Finding:
 def _tensor(shape: ModelShape) -> Finding:
     if text := _tied_apart(shape):
         return Finding("wrong", text)
-    wrong = dict.fromkeys(_WITHOUT_TENSOR_PLAN, "transformers 5.23 has no tensor-parallel plan for it")
-    wrong["gpt_oss"] = "its plan cuts experts only when they are spread: every rank would hold all of them"
-    return _listed(shape, _TENSOR_RIGHT, wrong, "transformers' tensor parallelism")
+    return _listed(shape, TENSOR_RIGHT, TENSOR_WRONG, "transformers' tensor parallelism")
 
 
 def _tied_apart(shape: ModelShape) -> str:
-    """Return why a head that is cut and tied to an embedding that is not computes other tokens, or nothing."""
+    """Return why a head that is cut cannot be tied to an embedding that is not, or nothing."""
     if shape.is_tied and shape.family in WHOLE_EMBEDDINGS:
-        return "its output head is tied to embeddings that transformers' plan leaves whole, and it computes other tokens"
+        return "its output head is tied to embeddings that transformers' plan leaves whole, and it fails or computes other tokens"
     return ""
 
 
@@ -143,8 +145,7 @@ def _expert(shape: ModelShape) -> Finding:
         return Finding("wrong", "it has no experts")
     if text := _tied_apart(shape):
         return Finding("wrong", text)
-    wrong = dict.fromkeys(_WITHOUT_EXPERT_PLAN | _WITHOUT_TENSOR_PLAN, "transformers 5.23 has no expert-parallel plan for it")
-    return _listed(shape, _EXPERT_RIGHT, wrong, "transformers' expert parallelism")
+    return _listed(shape, EXPERT_RIGHT, EXPERT_WRONG, "transformers' expert parallelism")
 
 
 def _listed(shape: ModelShape, right: frozenset[str], wrong: dict[str, str], what: str) -> Finding:

@@ -52,14 +52,16 @@ def _autotp_objection(shape: ModelShape) -> str:
 
 
 def _expert_objection(shape: ModelShape) -> str:
-    return "" if shape.experts else f"{shape.model_type} has no experts that could be spread"
+    if not shape.experts:
+        return f"{shape.model_type} has no experts that could be spread"
+    return _tied_objection(shape)
 
 
-def _tensor_objection(shape: ModelShape) -> str:
+def _tied_objection(shape: ModelShape) -> str:
     if shape.tied_embeddings and shape.model_type in EMBEDDINGS_LEFT_WHOLE:
         return (
-            f"{shape.model_type} with an output head tied to its embeddings cannot be served with transformers' tensor parallelism: "
-            "it cuts the head and not the embeddings, and computes other tokens"
+            f"{shape.model_type} with an output head tied to its embeddings cannot be served with transformers' own parallelism: "
+            "it cuts the head and not the embeddings, and fails or computes other tokens"
         )
     return ""
 
@@ -142,7 +144,7 @@ COLUMNS: Mapping[str, Column] = {
             **dict.fromkeys(("bloom", "falcon", "gpt2", "gpt_bigcode", "gptj", "mpt", "opt", "stablelm"), _NO_PLAN),
             "gpt_oss": "its plan cuts the experts only when they are spread, so every rank would hold all of them",
         },
-        objects=_tensor_objection,
+        objects=_tied_objection,
     ),
 }
 """By strategy; None and what else runs one process computes every family as transformers makes it."""
