@@ -80,9 +80,11 @@ def _run(settings: Settings, group: ranks.Group) -> dict[str, Any]:
         loaded.engine.stop(PATIENCE_SECONDS)
     first = loaded.reports[0]
     held = [report.parameter_bytes / report.model_bytes for report in loaded.reports]
+    config = json.loads((settings.model_path / "config.json").read_text())
     heads = [[report.heads, report.key_value_heads] for report in loaded.reports]
     told = {"scheduler": first.scheduler, "reason": first.scheduler_reason, "held": held, "heads": heads}
-    return {"made": made, "expected": _expected(settings.model_path), **told}
+    counted = {"config": config, "bytes": [report.parameter_bytes for report in loaded.reports]}
+    return {"made": made, "expected": _expected(settings.model_path), **told, **counted}
 
 
 Answer = dict[str, list[Any]]

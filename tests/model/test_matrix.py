@@ -12,6 +12,10 @@ import families_table
 import pytest
 from tiny_families import FAMILIES
 
+from lmd_operator.planning.cutting import Split, heads_of_rank, held
+from lmd_operator.planning.families import static_reason
+from lmd_operator.planning.shapes import BYTES
+from lmd_operator.planning.tensors import shape_of
 from lmd_worker.strategies import families
 
 pytestmark = pytest.mark.model
@@ -27,6 +31,8 @@ EVERY_DAY = {
 CASES = [(family, strategy) for strategy, few in EVERY_DAY.items() for family in (FAMILIES if IS_WHOLE else few)]
 RANKS = dict.fromkeys(EVERY_DAY, 2)
 TOLERANCE = 1e-3
+PLANNED_WITHIN = 0.02
+"""How far the bytes of a rank may be from those that `lmd plan` counts."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,20 @@ def test_a_family_is_computed_as_in_one_process_or_refused(results, family, stra
     assert [answer["tokens"] for answer in result["made"]] == [answer["tokens"] for answer in result["expected"]]
     for made, expected in zip(result["made"], result["expected"], strict=True):
         assert made["scores"] == pytest.approx(expected["scores"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "strategy"), [case for case in CASES if case[1] in families.COLUMNS])
+def test_every_rank_holds_and_computes_what_is_planned(results, family, strategy):
+    result = results[family, strategy]
+    if "refused" in result:
+        return
+    shape, ranks = shape_of(result["config"]), RANKS[strategy]
+    split = Split(strategy, tensor=ranks, expert=ranks if strategy == "Expert" else 1)
+    predicted = [held(shape, split, 0, rank) * BYTES["float32"] for rank in range(ranks)]
+    assert result["bytes"] == pytest.approx(predicted, rel=PLANNED_WITHIN)
+    assert max(heads for heads, _ in result["heads"]) == heads_of_rank(shape, split)[0]
+    assert max(heads for _, heads in result["heads"]) == heads_of_rank(shape, split)[1]
+    assert (result["scheduler"] == "Static") == bool(static_reason(shape, strategy)), result["reason"]
 
 
 @pytest.mark.skipif(not IS_WHOLE, reason="LMD_MATRIX=1 runs every family and writes docs/families.md")

@@ -132,7 +132,7 @@ def test_more_memory_never_makes_a_fitting_plan_unfit(name: str, gib: int, more:
 @settings(max_examples=300)
 @given(
     name=st.sampled_from(NAMES),
-    engine=st.sampled_from(["None", "DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "ZeroInference"]),
+    engine=st.sampled_from(["None", "DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "ZeroInference"]),
     degree=st.integers(2, 8),
     context=st.integers(16, 100_000),
     longer=st.integers(0, 100_000),
@@ -164,6 +164,7 @@ def test_a_larger_context_never_needs_less(
         ("Gemma-2B", Split("None"), Load(32, 1), 2 * 18 * 1 * 256 * 2 * 32 * 3),
         # Phi-3 gathers its heads again after the cut, so every rank keeps all ten
         ("Phi-3-medium", Split("Tensor", tensor=2), Load(32, 1), 2 * 40 * 10 * 128 * 2 * 32 * 3),
+        ("Llama-3.1-70B", Split("Accelerate"), Load(8192, 1), 327_680 * 32 * (256 + 2)),
         # latent attention: (512 + 64) x 2 bytes x 61 layers, whole on every rank
         ("DeepSeek-V3", Split("Expert", tensor=8, expert=8), Load(4096, 2), 576 * 2 * 61 * 8192),
         # static batches of Gemma 3 keep 1024 tokens in five of six layers: 26 layers of 26 // 6 full ones
@@ -223,6 +224,26 @@ def test_experts_are_spread_and_never_left_to_autotp() -> None:
     found = plan(model("Mixtral-8x7B"), Accelerator(80 * GIB), Wishes())
     assert isinstance(found, Planned)
     assert (found.split.engine, found.split.expert) == ("Expert", 2)
+
+
+@pytest.mark.parametrize("tensor", [1, "Auto"])
+def test_accelerate_runs_on_one_device_what_is_larger_than_it(tensor: Any) -> None:
+    shape = model("Llama-3.1-70B")
+    found = plan(shape, Accelerator(24 * GIB), Wishes("Accelerate", tensor=tensor, context_tokens=4096))
+    assert isinstance(found, Planned)
+    assert (found.split, found.devices) == (Split("Accelerate"), 1)
+    assert found.memory.weights == 2 * 128_256 * 8192, "the embedding is larger than a layer"
+    assert found.host.held + found.memory.weights > 2 * shape.parameters
+    assert any("then on disk" in reason for reason in found.reasons)
+    assert isinstance(plan(shape, Accelerator(24 * GIB), Wishes("Accelerate", context_tokens=8192, concurrency=64)), Unplannable)
+
+
+def test_accelerate_reads_no_experts_from_disk() -> None:
+    found = plan(model("Mixtral-8x7B"), Accelerator(24 * GIB), Wishes("Accelerate", tensor=1))
+    assert isinstance(found, Planned)
+    assert any("host memory, which has to have room for all of it" in reason for reason in found.reasons)
+    layer = 8 * 3 * 4096 * 14336 + 2 * (4096 * 4096 + 1024 * 4096) + 8 * 4096
+    assert found.memory.weights == 2 * layer
 
 
 def test_a_slow_link_gets_stages() -> None:

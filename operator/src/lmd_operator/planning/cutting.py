@@ -37,7 +37,7 @@ class Split:
 
     @property
     def ranks(self) -> int:
-        """Processes, and devices, of one replica; Accelerate has one process over `pipeline` devices."""
+        """Processes, and devices, of one replica."""
         return self.tensor * self.pipeline * self.replicas
 
     def __str__(self) -> str:

@@ -77,7 +77,8 @@ class HostMemory:
     """Bytes of host memory and disk of one replica.
 
     `load_peak` is one rank's while it loads, without the mapped pages of the files, which the ranks of a host share. `held` is what
-    stays on the host when it serves: weights of ZeroInference and of CPU ranks are there.
+    stays on the host when it serves: weights of ZeroInference and of CPU ranks are there, and those of Accelerate as far as there is room;
+    the rest of these stays on disk.
     """
 
     load_peak: int
@@ -101,14 +102,30 @@ def weight_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     """Return the weights on the fullest device; quantised ones as they are stored, all others in the type they are loaded in.
 
     ZeroInference holds the parameters that are live at a time: DeepSpeed's limit, but never less than the largest matrix, and what is
-    fetched ahead.
+    fetched ahead. Accelerate fills what is left beside the cache; counted is what it cannot do without, the largest block.
     """
+    if split.engine == "Accelerate":
+        return largest_block(shape) * (shape.stored_bytes if is_packed(shape) else shape.parameters * load.item) // shape.parameters
     if split.engine == "ZeroInference":
         live = max(LIVE_PARAMETERS, largest_parameter(shape)) + PREFETCHED_PARAMETERS
         return min(shape.parameters, live) * load.item
-    if shape.quantization and shape.quantization not in UNPACKED:
+    if is_packed(shape):
         return shape.stored_bytes * fullest_rank(shape, split, load.grain) // max(shape.parameters, 1)
     return fullest_rank(shape, split, load.grain) * load.item
+
+
+def is_packed(shape: ModelShape) -> bool:
+    """Whether the weights stay quantised on the device."""
+    return bool(shape.quantization) and shape.quantization not in UNPACKED
+
+
+def largest_block(shape: ModelShape) -> int:
+    """Return the parameters of the largest part that is computed in one piece: a layer, the embedding or the head."""
+    elements, dense = shape.elements, shape.layers - shape.mixture_layers
+    attention = (elements.query + elements.key_value + elements.output + elements.latent) // shape.layers
+    experts = elements.experts + elements.shared_experts + elements.router
+    widest = max(elements.mlp // max(dense, 1), experts // max(shape.mixture_layers, 1))
+    return max(attention + widest, elements.embeddings, elements.head)
 
 
 def largest_parameter(shape: ModelShape) -> int:
@@ -181,7 +198,7 @@ def host_memory(shape: ModelShape, split: Split, load: Load, *, java_heap: int, 
         peak = whole // split.ranks + largest_parameter(shape) * load.item
     else:
         peak = min(own, 2 * largest_parameter(shape) * load.item)
-    staying = whole if split.engine == "ZeroInference" else 0
+    staying = {"ZeroInference": whole, "Accelerate": whole - own}.get(split.engine, 0)
     if load.is_cpu:
         staying = (own + key_value_bytes(shape, split, load)) * split.ranks
     shared = SHARED_MEMORY_MINIMUM_BYTES if split.ranks > 1 else 64 * MIB

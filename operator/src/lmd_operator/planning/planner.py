@@ -115,6 +115,10 @@ def _reasons(search: Search, row: Row, split: Split, memory: DeviceMemory, limit
         yield f"it is decoded in static batches: {why}"
     if row.place == "several nodes":
         yield "one replica spans nodes, which this version plans and does not run"
+    if split.engine == "Accelerate":
+        yield "weights take what the cache leaves of the device, at least the largest layer; the rest is moved there at every step"
+        room = "which has to have room for all of it: experts are not read from disk" if shape.experts else "then on disk"
+        yield f"what does not fit the device waits in host memory, {room}"
     if split.engine == "ZeroInference":
         yield "every step moves all weights over the bus: for throughput with large batches, not for waiting clients"
 

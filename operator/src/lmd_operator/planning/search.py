@@ -77,9 +77,7 @@ class Search:
 def _fixed(engine: Engine, tensor: int, pipeline: int, expert: int) -> Split | None:
     """Return the split that asked degrees mean for an engine, None where they mean another engine."""
     match engine:
-        case "None" | "ZeroInference":
-            return Split(engine) if tensor == pipeline == expert == 1 else None
-        case "Accelerate":
+        case "None" | "Accelerate" | "ZeroInference":
             return Split(engine) if tensor == pipeline == expert == 1 else None
         case "DeepSpeed" | "Tensor":
             return Split(engine, tensor=tensor) if tensor > 1 and pipeline == expert == 1 else None

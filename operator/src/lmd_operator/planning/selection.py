@@ -112,15 +112,14 @@ def splits(shape: ModelShape, engine: Engine, devices: Accelerator, place: Place
     most = devices.per_node
     if place == "several nodes":
         yield from _over_nodes(shape, engine, devices)
-    elif engine in ("None", "ZeroInference"):
+    elif engine in ("None", "Accelerate", "ZeroInference"):
         yield Split(engine)
     elif engine in ("DeepSpeed", "Tensor"):
         yield from (Split(engine, tensor=degree) for degree in legal_tensor_degrees(shape, engine, most) if degree > 1)
     elif engine == "Expert":
         yield from (Split(engine, tensor=degree, expert=degree) for degree in legal_tensor_degrees(shape, engine, most) if degree > 1)
-    elif engine in ("Pipeline", "Accelerate"):
-        first = 2 if engine == "Pipeline" else 1
-        yield from (Split(engine, pipeline=stages) for stages in range(first, min(shape.layers, most) + 1))
+    elif engine == "Pipeline":
+        yield from (Split(engine, pipeline=stages) for stages in range(2, min(shape.layers, most) + 1))
     else:
         tensors = [degree for degree in legal_tensor_degrees(shape, engine, most) if degree > 1]
         found = [

@@ -34,8 +34,6 @@ HAPROXY_CONFIG = "haproxy.cfg"
 MODEL_FILES: Mapping[str, str] = {MANIFEST: "MAR-INF/MANIFEST.json", MODEL_CONFIG: MODEL_CONFIG, DS_CONFIG: DS_CONFIG}
 """Files of the model directory: name in the ConfigMap to path in the directory."""
 
-PARALLEL_TYPES: Mapping[str, str] = {}
-"""TorchServe's word for what the ranks are to each other, by strategy, where it is not tp."""
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context where the spec names none; the worker lowers it to the model's own limit."""
 CUSTOM_BATCH_DELAY_MILLISECONDS = 10
@@ -117,7 +115,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     if plan.strategy == "Accelerate":
         config |= {"parallelType": "custom", "parallelLevel": 1}
     if plan.ranks > 1:
-        config["parallelType"] = PARALLEL_TYPES.get(plan.strategy, "tp")
+        config["parallelType"] = "tp"
         config["torchrun"] = {
             "nnodes": 1,
             "nproc-per-node": plan.ranks,
