@@ -33,7 +33,7 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     (
         "spec.parallelism.expert",
         lambda s: s.parallelism.strategy == "Auto" and s.parallelism.expert > 1,
-        _later("above 1 is", "set it to 1"),
+        _later("above 1 is", "choose strategy Expert, or set it to 1"),
     ),
     (
         "spec.engine.deepspeed.replaceWithKernelInject",

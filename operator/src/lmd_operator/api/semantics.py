@@ -41,6 +41,14 @@ def _strategy(spec: Spec) -> list[Problem]:
                 f"is {strategy}, which our handler runs and spec.handler replaces: choose DeepSpeed, None or Auto, or remove spec.handler",
             )
         )
+    if spec.handler is not None and strategy == "Auto" and spec.parallelism.tensor == "Auto":
+        problems.append(
+            Problem(
+                "spec.parallelism.strategy",
+                "is Auto with a tensor degree of Auto, which may plan an engine that spec.handler does not run: "
+                "choose DeepSpeed or None, or write the degree",
+            )
+        )
     if strategy not in _FOR_ANY_HANDLER and spec.engine.deepspeed != DeepSpeedOptions():
         problems.append(
             Problem("spec.engine.deepspeed", f"has no meaning under strategy {strategy}: remove it, or choose strategy DeepSpeed")
