@@ -17,7 +17,10 @@ from pydantic import ValidationError
 
 from lmd_operator.api.status import ModelFacts, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.errors import InvalidSpecError, Problem
 from lmd_operator.observed import PodState
+from lmd_operator.planning.shapes import ModelShape, ShapeError
+from lmd_operator.planning.tensors import shape_of, tensors_of
 from lmd_operator.rendering.weights import directory, remote_source
 
 FACTS = ("revision", "family", "parameters", "bytes", "heads", "key_value_heads", "layers", "experts", "context_tokens")
@@ -59,6 +62,20 @@ def outline(model: ModelFacts | None) -> Mapping[str, object] | None:
         return None
     is_one = isinstance(document, dict) and isinstance(document.get("config"), dict) and isinstance(document.get("tensors"), list)
     return document if is_one else None
+
+
+def shape(model: ModelFacts | None) -> ModelShape | None:
+    """Return the model's shape, None while not known. Raises `InvalidSpecError` for what is no model that could be planned."""
+    document = outline(model)
+    if document is None:
+        return None
+    config, tensors = document["config"], document["tensors"]
+    assert isinstance(config, dict)
+    assert isinstance(tensors, list)
+    try:
+        return shape_of(config, tensors_of(tensors))
+    except ShapeError as error:
+        raise InvalidSpecError([Problem("spec.model.source", f"cannot be planned: {error}")]) from error
 
 
 def told(owner: LargeModelDeployment, pods: Iterable[PodState]) -> ModelFacts | None:

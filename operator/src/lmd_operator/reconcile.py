@@ -83,7 +83,7 @@ class Reconciler:
             owner = self._parse(parent, memory)
             if inspection.is_needed(owner) and inspection.outline(self._known(owner, parent, memory)) is None:
                 return await self._inspect(parent, owner, memory)
-            made = self._make(key, owner, memory)
+            made = self._make(parent, owner, memory)
         except InvalidSpecError as error:
             pods = self._observe(parent, []).pods
             return await self._report(parent, memory, refused(parent.generation, error.problems, parent.status, self._now(), pods=pods))
@@ -119,13 +119,14 @@ class Reconciler:
             memory.model, memory.look = None, ()
         return memory.owner
 
-    def _make(self, key: Key, owner: LargeModelDeployment, memory: Memory) -> Made:
+    def _make(self, parent: Parent, owner: LargeModelDeployment, memory: Memory) -> Made:
         """Return what the object wants; it is made once per generation while the object is worked on."""
         if memory.made is None:
-            built = desired(owner, self._settings)
+            shape = inspection.shape(self._known(owner, parent, memory)) if inspection.is_needed(owner) else None
+            built = desired(owner, self._settings, shape=shape)
             children = tuple(Child.of(document(resource)) for resource in built.resources)
             memory.made = Made(replace(built, files=RenderedFiles({}), resources=()), children)
-        self._lately.add(key, memory)
+        self._lately.add((parent.namespace, parent.name), memory)
         return memory.made
 
     def _known(self, owner: LargeModelDeployment, parent: Parent, memory: Memory) -> ModelFacts | None:

@@ -21,9 +21,10 @@ from lmd_operator.reconcile import PROGRESS_STATUS_SECONDS
 
 pytestmark = pytest.mark.reliability
 AssertQuiet = Callable[..., None]
-EnrolOne = Callable[..., Operator]
 SIM = "sim.largemodel.dev"
-OUTLINE = {"config": {"model_type": "llama"}, "tensors": [["model.*", "BF16", [2, 2], 1]]}
+PUBLISHED = json.loads((Path(__file__).parents[2] / "unit" / "lmd_operator" / "published_models.json").read_text())
+CONFIG = next(entry["config"] for entry in PUBLISHED if entry["name"] == "Llama-3.1-70B")
+OUTLINE = {"config": CONFIG, "tensors": []}
 PACKED = base64.b64encode(zlib.compress(json.dumps(OUTLINE).encode())).decode()
 FACTS = {"revision": "c" * 40, "family": "llama", "parameters": 7, "bytes": 14, "heads": 9, "key_value_heads": 3, "layers": 2}
 SAID = json.dumps({"model": {**FACTS, "experts": 0, "context_tokens": 512, "dtype": "BF16", "quantization": ""}, "outline": PACKED})
@@ -35,19 +36,10 @@ def asking(revision: str = "main", **steering: str) -> dict[str, Any]:
     return {
         "model": {"source": {"path": None, "huggingFace": {"repository": "acme/model", "revision": revision}}},
         "parallelism": {"strategy": "Auto", "tensor": "Auto"},
+        "accelerator": {"memory": "80Gi"},
         "template": {"metadata": {"annotations": annotations}},
         "replicas": 2,
     }
-
-
-@pytest.fixture
-def planning(make_operator: EnrolOne) -> Operator:
-    """An operator whose planner gives two ranks to any model."""
-    operator = make_operator()
-    operator.program = (str(Path(__file__).with_name("planning_operator.py")),)
-    operator.start()
-    operator.wait_leading()
-    return operator
 
 
 def looks(objects: Objects) -> list[dict[str, Any]]:
@@ -55,14 +47,14 @@ def looks(objects: Objects) -> list[dict[str, Any]]:
 
 
 def test_a_model_is_looked_at_once_and_then_planned(
-    own_plane: Plane, planning: Operator, objects: Objects, assert_quiet: AssertQuiet
+    own_plane: Plane, operator: Operator, objects: Objects, assert_quiet: AssertQuiet
 ) -> None:
     mark, began = own_plane.audit.mark(), time.monotonic()
     objects.create("small", asking())
     objects.wait_settled("small")
     elapsed = time.monotonic() - began
-    assert_quiet(planning, seconds=3)
-    written = planning.writes(own_plane, mark)
+    assert_quiet(operator, seconds=3)
+    written = operator.writes(own_plane, mark)
     per_object = Counter((entry.resource, entry.subresource, entry.name) for entry in written)
     status = per_object.pop(("largemodeldeployments", "status", "small"))
     print(f"writes: {sum(per_object.values())} of children, {status} of the status")
@@ -71,24 +63,27 @@ def test_a_model_is_looked_at_once_and_then_planned(
     assert status <= 2 + elapsed // PROGRESS_STATUS_SECONDS, "two, and one for each time of progress"
     found = objects.parent("small")["status"]
     assert (found["model"]["family"], found["model"]["revision"], found["model"]["outline"]) == ("llama", "c" * 40, PACKED)
-    assert found["plan"]["tensor"] == 2
+    assert (found["plan"]["strategy"], found["plan"]["tensor"], found["plan"]["gpusPerReplica"]) == ("DeepSpeed", 4, 4)
+    assert found["plan"]["memory"]["fits"]
+    assert found["plan"]["memory"]["weightsGiB"] > 30
+    assert "smallest legal split that fits" in objects.condition("small", "Planned")["message"]
 
     (look,) = looks(objects)
     assert look["spec"]["ttlSecondsAfterFinished"] > 0
     objects.api.delete(f"{objects.path('Job', look['metadata']['name'])}?propagationPolicy=Background")
     eventually(lambda: not looks(objects), "end of the Job")
     mark = own_plane.audit.mark()
-    planning.kill()
-    planning.start()
-    planning.wait_leading()
+    operator.kill()
+    operator.start()
+    operator.wait_leading()
     objects.change("small", {"engine": {"concurrency": 4}})
     objects.wait_settled("small")
-    assert_quiet(planning, seconds=3)
-    assert not [entry for entry in planning.writes(own_plane, mark) if entry.resource == "jobs"], "what is in the status is enough"
+    assert_quiet(operator, seconds=3)
+    assert not [entry for entry in operator.writes(own_plane, mark) if entry.resource == "jobs"], "what is in the status is enough"
     assert objects.parent("small")["status"]["model"]["outline"] == PACKED
 
 
-def test_nothing_is_planned_before_and_why_is_told(planning: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
+def test_nothing_is_planned_before_and_why_is_told(operator: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
     objects.create("small", asking(never_completes="true"))
     eventually(lambda: objects.condition("small", "Planned").get("reason") == "ModelUnknown", "word of the plan")
     (look,) = looks(objects)
@@ -109,13 +104,13 @@ def test_nothing_is_planned_before_and_why_is_told(planning: Operator, objects: 
     done = {"terminated": {"exitCode": 0, "reason": "Completed", "message": SAID}}
     objects.api.patch(path, {"status": {"phase": "Succeeded", "containerStatuses": [{**container, "state": done}]}})
     objects.wait_settled("small")
-    assert_quiet(planning, seconds=1)
+    assert_quiet(operator, seconds=1)
 
 
-def test_what_runs_goes_on_while_another_model_is_looked_at(planning: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
+def test_what_runs_goes_on_while_another_model_is_looked_at(operator: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
     objects.create("small", asking())
     objects.wait_settled("small")
-    assert_quiet(planning, seconds=0.2)
+    assert_quiet(operator, seconds=0.2)
     before = {key: child["metadata"]["uid"] for key, child in objects.children("small", (*CHILDREN, "Pod")).items()}
     objects.change("small", asking("v2", never_completes="true"))
     eventually(lambda: objects.condition("small", "Planned")["reason"] == "ModelUnknown", "word of the plan")
@@ -126,7 +121,7 @@ def test_what_runs_goes_on_while_another_model_is_looked_at(planning: Operator, 
     objects.change("small", asking("v2", never_completes="false"))
     objects.wait_settled("small")
     assert objects.parent("small")["status"]["revision"]["current"] != ""
-    assert_quiet(planning, seconds=1)
+    assert_quiet(operator, seconds=1)
     assert len(looks(objects)) <= 2
 
 
@@ -134,3 +129,13 @@ def test_nobody_looks_where_nothing_is_planned(operator: Operator, objects: Obje
     objects.create("small", {"replicas": 1})
     objects.wait_settled("small")
     assert objects.children("small", ("Job",)) == {}
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_sum(operator: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
+    objects.create("small", {**asking(), "accelerator": {"memory": "16Gi"}})
+    eventually(lambda: objects.condition("small", "Accepted").get("reason") == "DoesNotFit", "word of the plan", seconds=30)
+    assert "is Auto, but" in objects.condition("small", "Accepted")["message"]
+    assert not objects.children("small", ("Deployment",))
+    objects.change("small", {"accelerator": {"memory": "80Gi"}})
+    objects.wait_settled("small")
+    assert_quiet(operator, seconds=1)

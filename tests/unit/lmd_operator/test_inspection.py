@@ -15,6 +15,7 @@ from lmd_operator import inspection
 from lmd_operator.api.parse import parse
 from lmd_operator.api.status import ModelFacts, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.errors import InvalidSpecError
 from lmd_operator.names import ANNOTATION_ORDER
 from lmd_operator.observed import DeploymentState, JobState, PodState, TaskState, pod_state
 from lmd_operator.resources.desired import desired, document
@@ -48,17 +49,14 @@ def packed(document: object) -> str:
 
 
 def an_owner(source: Mapping[str, Any] = HUB, *, tensor: int | str = "Auto", generation: int = 3) -> LargeModelDeployment:
-    """An object; a degree of Auto is refused by the parser until it can be planned."""
-    owner = parse(
+    return parse(
         {
             "apiVersion": "largemodel.dev/v1alpha1",
             "kind": "LargeModelDeployment",
             "metadata": {"name": "small", "namespace": "prod", "uid": "u1", "generation": generation},
-            "spec": {"model": {"source": source}, "parallelism": {"tensor": 2}},
+            "spec": {"model": {"source": source}, "parallelism": {"tensor": tensor}},
         }
     )
-    parallelism = owner.spec.parallelism.model_copy(update={"tensor": tensor})
-    return owner.model_copy(update={"spec": owner.spec.model_copy(update={"parallelism": parallelism})})
 
 
 def a_pod(container: dict[str, Any]) -> PodState:
@@ -116,6 +114,21 @@ def test_sources_have_names_of_their_own_that_a_token_does_not_change() -> None:
 )
 def test_last_words_that_are_none_say_nothing(words: str) -> None:
     assert inspection.told(an_owner(), [done(words)]) is None
+
+
+def test_an_outline_is_the_shape_that_is_planned() -> None:
+    assert inspection.shape(None) is None
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128,
+              "intermediate_size": 128}  # fmt: skip
+    found = inspection.shape(ModelFacts(outline=packed({"config": config, "tensors": []})))
+    assert found is not None
+    assert (found.family, found.hidden, found.layers, found.heads) == ("llama", 64, 2, 4)
+
+
+@pytest.mark.parametrize("document", [{"config": {}, "tensors": []}, {"config": {"model_type": "llama"}, "tensors": [5]}])
+def test_an_outline_of_no_model_is_refused_and_not_tried_for_ever(document: object) -> None:
+    with pytest.raises(InvalidSpecError, match=r"spec\.model\.source cannot be planned: "):
+        inspection.shape(ModelFacts(outline=packed(document)))
 
 
 @pytest.mark.parametrize(

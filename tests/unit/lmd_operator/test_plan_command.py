@@ -153,10 +153,8 @@ def test_auto_of_a_model_on_this_machine_needs_no_option(tmp_path: Path) -> None
     assert "runs None at tensor degree 1" in out
 
 
-def test_the_operator_still_refuses_auto_and_settles_it_only_with_a_shape() -> None:
-    with pytest.raises(InvalidSpecError, match="Auto is not available"):
-        parse(yaml.safe_load(AUTO))
-    spec = parse(yaml.safe_load(AUTO), not_built=lambda spec: []).spec
+def test_a_degree_of_auto_is_settled_only_with_a_shape() -> None:
+    spec = parse(yaml.safe_load(AUTO)).spec
     with pytest.raises(TypeError):
         settle(spec)
     settled = settle(spec, shape=shape_of(PUBLISHED["Llama-3.1-70B"]))

@@ -24,7 +24,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
         lambda s: s.parallelism.strategy not in _BUILT,
         _later("names an engine that is", _STRATEGIES),
     ),
-    ("spec.parallelism.tensor", lambda s: s.parallelism.tensor == "Auto", _later("Auto is", "write the degree as a number")),
     (
         "spec.parallelism.pipeline",
         lambda s: s.parallelism.strategy == "Auto" and s.parallelism.pipeline > 1,
@@ -49,10 +48,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
 )
 
 
-def unavailable(spec: Spec, *, shape_at_hand: bool = False) -> list[Problem]:
-    """Return one problem per field that is set and not built. With the model's shape at hand the tensor degree may be Auto."""
-    return [
-        Problem(path, message)
-        for path, is_asked, message in _NOT_BUILT
-        if is_asked(spec) and not (shape_at_hand and path == "spec.parallelism.tensor")
-    ]
+def unavailable(spec: Spec) -> list[Problem]:
+    """Return one problem per field that is set and not built."""
+    return [Problem(path, message) for path, is_asked, message in _NOT_BUILT if is_asked(spec)]

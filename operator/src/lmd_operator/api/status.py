@@ -105,9 +105,9 @@ class MemoryPlan(ApiModel):
     overhead_gi_b: Annotated[float, Field(ge=0, alias="overheadGiB")] = 0.0
     """Workspace of the libraries and headroom."""
     limit_gi_b: Annotated[float, Field(ge=0, alias="limitGiB")] = 0.0
-    """Memory of the device."""
+    """Memory of the device that may be used; 0 where the object does not name it."""
     fits: bool = True
-    """Whether the sum is below the limit."""
+    """Whether the sum is below the limit, as far as that is known."""
 
 
 class PlanStatus(ApiModel):

@@ -27,13 +27,8 @@ Claim = Annotated[list[str] | None, typer.Option(metavar="NAME=DIRECTORY", help=
 Models = Annotated[Path | None, typer.Option(help="Directory that stands for /models of the worker image.")]
 
 
-def with_a_shape(spec: Spec) -> list[Problem]:
-    """Return what cannot be run even where the model's shape can be found out."""
-    return unavailable(spec, shape_at_hand=True)
-
-
 def load(
-    sources: Sequence[str], not_built: Callable[[Spec], list[Problem]] = with_a_shape
+    sources: Sequence[str], not_built: Callable[[Spec], list[Problem]] = unavailable
 ) -> tuple[list[tuple[str, LargeModelDeployment]], list[str]]:
     """Return the valid objects with their origins, and a line for each problem of the others."""
     valid: list[tuple[str, LargeModelDeployment]] = []

@@ -94,10 +94,10 @@ def _devices(deployment: LargeModelDeployment, memory: str | None, per_node: int
 
 def _not_here(deployment: LargeModelDeployment, answer: Planned) -> str:
     """Return why this version cannot run what was planned, or nothing."""
-    if blocking := [str(problem) for problem in unavailable(deployment.spec, shape_at_hand=True)]:
+    if blocking := [str(problem) for problem in unavailable(deployment.spec)]:
         return "; ".join(blocking)
     if answer.nodes > 1:
         return f"the plan spans {answer.nodes} nodes, which this version does not run: choose larger devices"
     parallelism = deployment.spec.parallelism
     asked = parallelism.model_copy(update={"strategy": answer.split.engine, "pipeline": 1, "expert": 1})
-    return "; ".join(str(problem) for problem in unavailable(deployment.spec.model_copy(update={"parallelism": asked}), shape_at_hand=True))
+    return "; ".join(str(problem) for problem in unavailable(deployment.spec.model_copy(update={"parallelism": asked})))

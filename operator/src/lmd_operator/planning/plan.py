@@ -14,6 +14,7 @@ from lmd_operator.errors import InvalidSpecError, Problem
 from lmd_operator.planning.answers import Planned, Unplannable
 from lmd_operator.planning.asking import accelerator_of, wishes_of
 from lmd_operator.planning.families import finding
+from lmd_operator.planning.memory import DeviceMemory
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
@@ -25,7 +26,8 @@ class Plan:
     """What one replica runs.
 
     `tensor` and `pipeline` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts.
-    `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool.
+    `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool. `memory` is what the fullest rank needs,
+    where the model's shape is known, and `limit` what it may use, in bytes, where the device's memory is known too.
     """
 
     strategy: PlannedStrategy
@@ -35,6 +37,8 @@ class Plan:
     reason: str
     pipeline: int = 1
     expert: int = 1
+    memory: DeviceMemory | None = None
+    limit: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -46,17 +50,19 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
     """Return the plan for a valid spec.
 
     `cpu_cores` are the cores a replica may use; None when the template does not say, which gives one thread a rank. `shape` is the
-    model's, for a tensor degree of Auto; without it such a spec must have been refused by `lmd_operator.api.parse`.
+    model's, which a tensor degree of Auto needs.
     Raises `InvalidSpecError` when nothing fits, or what fits cannot be run by this version.
     """
-    asked = spec.parallelism
+    asked, memory, limit = spec.parallelism, None, None
     tensor = asked.expert if asked.strategy == "Expert" else asked.tensor
     if isinstance(tensor, int):
         strategy, reason = _strategy(asked.strategy, tensor)
     elif shape is not None:
-        strategy, tensor, reason = _planned(spec, shape)
+        answer = _planned(spec, shape)
+        strategy, tensor, reason = _runnable(answer, shape), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
+        memory, limit = answer.memory, answer.limit
     else:
-        raise TypeError("spec.parallelism.tensor is not settled; parse the object first")
+        raise TypeError("a tensor degree of Auto is planned from the model's shape; find that out first")
     return Plan(
         strategy=strategy,
         tensor=tensor,
@@ -64,15 +70,17 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
         threads_per_rank=max(1, int((cpu_cores or 0) // tensor)),
         reason=reason,
         expert=tensor if strategy == "Expert" else 1,
+        memory=memory,
+        limit=limit,
     )
 
 
-def _planned(spec: Spec, shape: ModelShape) -> tuple[PlannedStrategy, int, str]:
-    """Return strategy, degree and reason as the planner gives them."""
+def _planned(spec: Spec, shape: ModelShape) -> Planned:
+    """Return what the planner says. Raises `InvalidSpecError` when nothing fits."""
     answer = plan(shape, accelerator_of(spec), wishes_of(spec))
     if isinstance(answer, Unplannable):
         raise InvalidSpecError([Problem("spec.parallelism.tensor", f"is Auto, but {answer.why}: {answer.remedy}")])
-    return _runnable(answer, shape), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
+    return answer
 
 
 def _runnable(answer: Planned, shape: ModelShape) -> PlannedStrategy:

@@ -69,8 +69,9 @@ manifest does not, `-o json` is for programs, and `--diff` adds what would chang
 `lmd why NAME` says in one sentence why an object in the cluster is not Ready. Where `kubectl-lmd` is on the PATH, all of it is also
 `kubectl lmd plan -f FILE` and `kubectl lmd why NAME`.
 
-`parallelism.tensor: Auto` is settled so by `lmd validate`, `render` and `serve`. In a cluster it is still refused: write the number that
-`lmd plan` gives.
+`parallelism.tensor: Auto` is settled so by `lmd validate`, `render` and `serve`, and in a cluster: there a Job reads configuration and
+headers wherever the model is, once for each revision, and the plan with its sum of memory is in the object's status. An object whose
+model fits in no way is refused with that sum (`Accepted=False`, `DoesNotFit`), and what ran before runs on.
 """
 
 _TABLE = """## Who decides

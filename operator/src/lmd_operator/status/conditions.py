@@ -2,7 +2,7 @@
 
 | type | True | False | Unknown |
 |---|---|---|---|
-| Accepted | Valid | InvalidSpec, IllegalDegree, UnsupportedStrategy, NotAvailable | - |
+| Accepted | Valid | InvalidSpec, IllegalDegree, DoesNotFit, UnsupportedStrategy, NotAvailable | - |
 | Planned | Settled | NotAccepted | - |
 | ParallelismVerified | - | - | NotReported |
 | Ready | ReplicasReady, Suspended, ScaledToZero | a cause, Creating, Progressing, RollingOut, ProgressDeadlineExceeded, NotAccepted | - |
@@ -84,10 +84,11 @@ def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed
 
 
 def planned(plan: Plan, generation: int) -> Said:
-    """Say what was settled. Memory is not part of it until the model's size is known."""
+    """Say what was settled. Memory is not part of it unless the model's shape is known; then the reason has the sum."""
     devices = {0: "CPU", 1: "1 GPU"}.get(plan.gpus_per_replica, f"{plan.gpus_per_replica} GPUs")
     ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
-    message = f"{ranks} on {devices} a replica. {plan.reason[:1].upper()}{plan.reason[1:]}. Whether it fits in memory is not known yet."
+    memory = " Whether it fits in memory is not known yet." if plan.memory is None else ""
+    message = f"{ranks} on {devices} a replica. {plan.reason[:1].upper()}{plan.reason[1:]}.{memory}"
     return Said("Planned", "True", "Settled", message, generation)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmd_operator import inspection
-from lmd_operator.api.status import Condition, ModelFacts, PlanStatus, Revisions, Status
+from lmd_operator.api.status import Condition, MemoryPlan, ModelFacts, PlanStatus, Revisions, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import Problem
 from lmd_operator.observed import PodState, TaskState
+from lmd_operator.planning.memory import GIB, DeviceMemory
 from lmd_operator.planning.plan import Plan
 from lmd_operator.resources.common import selector
 from lmd_operator.resources.desired import Desired
@@ -30,13 +31,14 @@ _REASONS = (
     ("spec.engine.deepspeed.replaceWithKernelInject", "cannot work", "NotAvailable"),
     ("spec.engine.deepspeed.enableCudaGraph", "cannot work", "NotAvailable"),
     ("", "not available in this version", "NotAvailable"),
+    ("spec.parallelism.tensor", "is Auto, but", "DoesNotFit"),
     ("spec.parallelism.tensor", "", "IllegalDegree"),
     ("spec.parallelism.pipeline", "", "IllegalDegree"),
     ("spec.parallelism.expert", "", "IllegalDegree"),
     ("", "", "InvalidSpec"),
 )
 """Path and words of a problem to the reason of Accepted; the first row that fits wins."""
-_GRAVEST_FIRST = ("InvalidSpec", "IllegalDegree", "UnsupportedStrategy", "NotAvailable")
+_GRAVEST_FIRST = ("InvalidSpec", "IllegalDegree", "DoesNotFit", "UnsupportedStrategy", "NotAvailable")
 
 
 def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, previous: Status, now: str) -> Status:
@@ -158,5 +160,23 @@ def _counts(pods: Sequence[PodState]) -> dict[str, int]:
 
 def _plan(plan: Plan) -> PlanStatus:
     return PlanStatus(
-        strategy=plan.strategy, tensor=plan.tensor, pipeline=plan.pipeline, gpus_per_replica=plan.gpus_per_replica, reason=plan.reason
+        strategy=plan.strategy,
+        tensor=plan.tensor,
+        pipeline=plan.pipeline,
+        gpus_per_replica=plan.gpus_per_replica,
+        reason=plan.reason,
+        memory=None if plan.memory is None else _memory(plan.memory, plan.limit),
+    )
+
+
+def _memory(needed: DeviceMemory, limit: int | None) -> MemoryPlan:
+    def rounded(count: int) -> float:
+        return round(count / GIB, 2)
+
+    return MemoryPlan(
+        weights_gi_b=rounded(needed.weights),
+        key_value_gi_b=rounded(needed.key_values),
+        overhead_gi_b=rounded(needed.activations + needed.runtime),
+        limit_gi_b=rounded(limit or 0),
+        fits=limit is None or needed.needed <= limit,
     )
