@@ -205,8 +205,8 @@ def test_what_is_in_the_cache_is_given_up_after_the_last_pod(
     eventually(lambda: objects.get("Deployment", "small") is None, "end of the Deployment")
 
     def is_done() -> bool:
+        job = objects.get("Job", name)  # before the pods: one may end between the two looks, but none may begin
         left = objects.api.get(replicas)["items"]
-        job = objects.get("Job", name)
         assert job is not None
         assert not left or job["spec"]["suspend"] is True, "a replica may still read what would be removed"
         return is_complete(job)

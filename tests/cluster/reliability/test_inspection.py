@@ -36,7 +36,8 @@ def asking(revision: str = "main", **steering: str) -> dict[str, Any]:
     return {
         "model": {"source": {"path": None, "huggingFace": {"repository": "acme/model", "revision": revision}}},
         "parallelism": {"strategy": "Auto", "tensor": "Auto"},
-        "accelerator": {"memory": "80Gi"},
+        "accelerator": {"type": "Nvidia", "memory": "80Gi"},
+        "engine": {"dtype": "bfloat16"},
         "template": {"metadata": {"annotations": annotations}},
         "replicas": 2,
     }
@@ -63,9 +64,9 @@ def test_a_model_is_looked_at_once_and_then_planned(
     assert status <= 2 + elapsed // PROGRESS_STATUS_SECONDS, "two, and one for each time of progress"
     found = objects.parent("small")["status"]
     assert (found["model"]["family"], found["model"]["revision"], found["model"]["outline"]) == ("llama", "c" * 40, PACKED)
-    assert (found["plan"]["strategy"], found["plan"]["tensor"], found["plan"]["gpusPerReplica"]) == ("DeepSpeed", 4, 4)
+    assert (found["plan"]["strategy"], found["plan"]["tensor"], found["plan"]["gpusPerReplica"]) == ("DeepSpeed", 2, 2)
     assert found["plan"]["memory"]["fits"]
-    assert found["plan"]["memory"]["weightsGiB"] > 30
+    assert found["plan"]["memory"]["weightsGiB"] > 60
     assert "smallest legal split that fits" in objects.condition("small", "Planned")["message"]
 
     (look,) = looks(objects)
@@ -132,7 +133,7 @@ def test_nobody_looks_where_nothing_is_planned(operator: Operator, objects: Obje
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_sum(operator: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
-    objects.create("small", {**asking(), "accelerator": {"memory": "16Gi"}})
+    objects.create("small", {**asking(), "accelerator": {"type": "Nvidia", "memory": "1Gi"}})
     eventually(lambda: objects.condition("small", "Accepted").get("reason") == "DoesNotFit", "word of the plan", seconds=30)
     assert "is Auto, but" in objects.condition("small", "Accepted")["message"]
     assert not objects.children("small", ("Deployment",))
