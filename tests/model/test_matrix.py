@@ -73,7 +73,13 @@ def test_every_rank_holds_and_computes_what_is_planned(results, family, strategy
     assert result["bytes"] == pytest.approx(predicted, rel=PLANNED_WITHIN)
     assert max(heads for heads, _ in result["heads"]) == heads_of_rank(shape, split)[0]
     assert max(heads for _, heads in result["heads"]) == heads_of_rank(shape, split)[1]
-    assert (result["scheduler"] == "Static") == bool(static_reason(shape, strategy)), result["reason"]
+
+
+@pytest.mark.parametrize(("family", "strategy"), CASES)
+def test_the_scheduler_is_the_one_that_is_planned(results, family, strategy):
+    result = results[family, strategy]
+    if "refused" not in result:
+        assert (result["scheduler"] == "Static") == bool(static_reason(shape_of(result["config"]), strategy)), result["reason"]
 
 
 @pytest.mark.skipif(not IS_WHOLE, reason="LMD_MATRIX=1 runs every family and writes docs/families.md")

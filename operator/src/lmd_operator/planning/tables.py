@@ -93,8 +93,8 @@ the rank x head size x bytes. Static batches: windows and latents as transformer
 | headroom | {HEADROOM:.0%} of the device stays free |
 | ZeroInference | {LIVE_PARAMETERS / 1e9:.0f} billion live parameters on the device, all of them on the host |
 
-The weights of every rank are within one percent of what ranks hold for all families in the tables below that were measured (tiny models,
-two to four ranks); the cache is the worker's own formula. What a GPU's runtime takes was not measured.
+The weights of every rank are within two percent of what ranks hold, for all families in the tables below that were measured (tiny models,
+two to four ranks); `make matrix` compares them again. The cache is the worker's own formula. What a GPU's runtime takes was not measured.
 """
 
 
