@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -146,5 +147,5 @@ def test_an_eviction_and_a_rolling_update_lose_no_answer(serve: Callable[..., An
         service.api.patch(service.path, {"spec": {"restart": "once"}})
         eventually(lambda: not old & {pod["metadata"]["uid"] for pod in service.all_pods()}, "end of the old pods", seconds=400)
         service.wait_ready()
-        print(f"{evicted} answers through the eviction, {len(endings) - evicted} through the rolling update")
+        print(f"{evicted} answers through the eviction, {len(endings) - evicted} through the rolling update: {Counter(endings)}")
     assert set(endings) == {"length"}
