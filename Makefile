@@ -63,8 +63,9 @@ cluster-down: $(VENV)/.dev ## End it and remove everything of it
 
 check: $(VENV)/.dev fmt-check lint types imports check-generated test-fast ## Format, lint, types, import contracts, generated files, fast tests
 
+# without bytecode, every run would compile all tests anew
 test-fast: $(VENV)/.dev
-	$(BIN)/pytest -n 2 -m "not model and not cluster and not reliability and not node"
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 2 -m "not model and not cluster and not reliability and not node"
 
 fmt: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

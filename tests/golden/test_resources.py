@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> Any:
 Readable.add_representer(str, _text)
 
 
+@functools.cache
 def children(manifest: Path) -> dict[str, dict[str, Any]]:
     """Every child of the object by its kind, with its task where there are several of a kind."""
     owner = parse(yaml.safe_load(manifest.read_text()))
