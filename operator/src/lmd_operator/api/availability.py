@@ -10,8 +10,8 @@ from collections.abc import Callable
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 
-_BUILT = ("Auto", "DeepSpeed", "Tensor", "Expert", "Accelerate", "None")
-_STRATEGIES = "choose DeepSpeed, Tensor, Expert, Accelerate, None or Auto"
+_BUILT = ("DeepSpeed", "Tensor", "Expert", "Accelerate", "None", "Auto")
+_STRATEGIES = f"choose {', '.join(_BUILT[:-1])} or {_BUILT[-1]}"
 
 
 def _later(what: str, instead: str) -> str:

@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from lmd_worker.errors import RankError
 from lmd_worker.settings import Settings
+from lmd_worker.shape import ModelShape
+from lmd_worker.strategies import degrees, families
 from lmd_worker.strategies.reading import read_model
+from lmd_worker.strategies.single import guard_causal
 
 if TYPE_CHECKING:
     from lmd_worker.ranks import Group
 
 
-def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1, pipeline: int = 1) -> Any:
+def guard(strategy: str, shape: ModelShape, settings: Settings) -> None:
+    """Refuse, before loading anything, what this strategy cannot cut right; raises `ModelRefusedError` saying what would work."""
+    guard_causal(shape)
+    families.guard_plain(shape, f"strategy {strategy}")
+    families.guard_family(strategy, shape)
+    degrees.guard_degree(strategy, shape, settings.tensor)
+
+
+def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1) -> Any:
     """Return this rank's share of the model, on its device, cut to these degrees.
 
     Raises `RankError` when transformers would put the share elsewhere than on the rank's device.
@@ -32,7 +43,7 @@ def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1, pipe
             f"transformers would cut the model over {torch.accelerator.current_accelerator()}, but this is a rank on the CPU. "
             "Hide the devices from it (CUDA_VISIBLE_DEVICES=), or use strategy DeepSpeed."
         )
-    model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert, pp_size=pipeline))
+    model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert))
     group.barrier()
     _limit_patience(model, settings.collective_timeout_seconds)
     return model

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import degrees, families, native
+from lmd_worker.strategies import degrees, native
 from lmd_worker.strategies.share import Share
-from lmd_worker.strategies.single import guard_causal
 
 if TYPE_CHECKING:
     from lmd_worker.ranks import Group
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
 
 def guard(shape: ModelShape, settings: Settings) -> None:
     """Refuse, before loading anything, what transformers cannot cut right; raises `ModelRefusedError` saying what would work."""
-    guard_causal(shape)
-    families.guard_plain(shape, "strategy Tensor")
-    families.guard_family("Tensor", shape)
-    degrees.guard_degree("Tensor", shape, settings.tensor)
+    native.guard("Tensor", shape, settings)
 
 
 def load(settings: Settings, group: Group) -> Any:
