@@ -45,6 +45,7 @@ Key = tuple[str, str]
 RELEASE_SECONDS = 3.0
 """What giving the lease back may take at the end; a successor can wait for it to expire."""
 GHOST_CHECK_SECONDS = 300.0
+TIDY_SECONDS = 5.0
 
 
 class App:
@@ -91,6 +92,7 @@ class App:
         for reflector in self._reflectors:
             self._spawn(reflector.run())
         self._spawn(self._health.watch_loop())
+        self._spawn(self._tidy())
         self._spawn(self._lead())
 
     async def stop(self) -> None:
@@ -146,6 +148,12 @@ class App:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
             self._tasks = [task for task in self._tasks if task not in working]
+
+    async def _tidy(self) -> None:
+        """Drop what is kept only for objects that are worked on."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            self._reconciler.lately.tidy()
 
     async def _work(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lmd_operator.api.status import ModelFacts, Status
@@ -12,8 +13,9 @@ from lmd_operator.cluster.errors import ApiError
 from lmd_operator.resources.desired import Desired
 from lmd_operator.transitions import Told
 
-MADE_KEPT = 256
-"""Objects whose `owner` and `made` are kept: 24 KiB each."""
+MADE_KEPT_SECONDS = 20.0
+MADE_KEPT = 2048
+"""Objects whose `owner` and `made` are kept at most: 24 KiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +58,31 @@ class Memory:
 
 
 class Lately:
-    """The objects that were reconciled last; of all others the large parts of the memory are dropped."""
+    """The objects that were reconciled last; of all others the large parts of the memory are dropped.
 
-    def __init__(self) -> None:
-        self._memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()
+    An object that comes up is reconciled every few seconds and would be made anew each time, whoever else comes up beside it: so it is
+    time that counts, and a bound for the worst.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._memories: OrderedDict[tuple[str, str], tuple[Memory, float]] = OrderedDict()
 
     def add(self, key: tuple[str, str], memory: Memory) -> None:
         """Note that an object is worked on now."""
-        self._memories[key] = memory
+        self._memories[key] = memory, self._clock()
         self._memories.move_to_end(key)
-        if len(self._memories) > MADE_KEPT:
-            _, longest_ago = self._memories.popitem(last=False)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what is too old or too much."""
+        oldest = self._clock() - MADE_KEPT_SECONDS
+        while self._memories:
+            longest_ago, at = next(iter(self._memories.values()))
+            if at > oldest and len(self._memories) <= MADE_KEPT:
+                break
             longest_ago.owner = longest_ago.made = None
+            self._memories.popitem(last=False)
 
     def remove(self, key: tuple[str, str]) -> None:
         """Forget an object that is gone."""

@@ -68,7 +68,7 @@ class Reconciler:
         self._read_progress = read_progress
         self._removals = Removals(api, caches, door)
         self._memory: dict[Key, Memory] = {}
-        self._lately = Lately()
+        self.lately = Lately(clock)
 
     async def reconcile(self, key: Key) -> Result:
         """Bring one object to what it asks for and say how far it got. Raises `ApiError` to be tried again."""
@@ -126,7 +126,7 @@ class Reconciler:
             built = desired(owner, self._settings, shape=shape)
             children = tuple(Child.of(document(resource)) for resource in built.resources)
             memory.made = Made(replace(built, files=RenderedFiles({}), resources=()), children)
-        self._lately.add((parent.namespace, parent.name), memory)
+        self.lately.add((parent.namespace, parent.name), memory)
         return memory.made
 
     def _known(self, owner: LargeModelDeployment, parent: Parent, memory: Memory) -> ModelFacts | None:
@@ -284,7 +284,7 @@ class Reconciler:
         return None
 
     def _forget(self, key: Key) -> None:
-        self._lately.remove(key)
+        self.lately.remove(key)
         if self._memory.pop(key, None) is not None:
             self._door.forget(*key)
 

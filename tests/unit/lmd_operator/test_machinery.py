@@ -20,7 +20,7 @@ from lmd_operator.cluster.kinds import SERVICE
 from lmd_operator.cluster.matching import covers
 from lmd_operator.cluster.parents import Parents
 from lmd_operator.cluster.records import Record, record
-from lmd_operator.memory import MADE_KEPT, Lately, Made, Memory, Result
+from lmd_operator.memory import MADE_KEPT, MADE_KEPT_SECONDS, Lately, Made, Memory, Result
 from lmd_operator.resources.desired import Desired
 from lmd_operator.runtime.leadership import LEASE_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Leadership
 from lmd_operator.runtime.queue import LONGEST_BACKOFF_SECONDS, STALE_DATES, WorkQueue
@@ -422,8 +422,12 @@ def test_a_date_for_the_status_is_kept_while_something_else_is_retried() -> None
     assert 0 < asyncio.run(due_seconds()) <= 1.0
 
 
-def test_only_objects_worked_on_lately_keep_what_is_large() -> None:
-    lately, memories = Lately(), [Memory(generation=3, status_at=5.0, made=Made(cast(Desired, None), ())) for _ in range(MADE_KEPT + 2)]
+def made_memory() -> Memory:
+    return Memory(generation=3, status_at=5.0, made=Made(cast(Desired, None), ()))
+
+
+def test_no_more_objects_than_there_is_room_for_keep_what_is_large() -> None:
+    lately, memories = Lately(lambda: 0.0), [made_memory() for _ in range(MADE_KEPT + 2)]
     for number, memory in enumerate(memories):
         lately.add(("n", f"model-{number}"), memory)
         lately.add(("n", "model-0"), memories[0])
@@ -432,3 +436,15 @@ def test_only_objects_worked_on_lately_keep_what_is_large() -> None:
     lately.remove(("n", "model-0"))
     lately.add(("n", "other"), Memory())
     assert memories[3].made is not None, "there was room"
+
+
+def test_objects_nobody_worked_on_for_a_while_lose_what_is_large() -> None:
+    now = [0.0]
+    lately, early, late = Lately(lambda: now[0]), made_memory(), made_memory()
+    lately.add(("n", "early"), early)
+    now[0] = MADE_KEPT_SECONDS - 1
+    lately.add(("n", "late"), late)
+    assert early.made is not None
+    now[0] = MADE_KEPT_SECONDS
+    lately.tidy()
+    assert (early.made, late.made is None) == (None, False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ _KEPT_METADATA = ("name", "namespace", "uid", "generation")
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """One LargeModelDeployment. `status` is what it has, an empty one where it has none or nonsense."""
+    """One LargeModelDeployment; `content` and `told` are what we read of it and its status, as compressed JSON."""
 
     namespace: str
     name: str
@@ -32,7 +33,12 @@ class Parent:
     generation: int
     is_going: bool
     content: bytes
-    status: Status
+    told: bytes
+
+    @property
+    def status(self) -> Status:
+        """What it has, an empty one where it has none or nonsense."""
+        return _status(self.told)
 
     def document(self) -> dict[str, Any]:
         """Return the object as far as we read it."""
@@ -69,7 +75,7 @@ class Parents:
             return
         new = _parent(document)
         self._parents[key] = new
-        if old is None or _identity(old) != _identity(new) or (not is_own and old.status != new.status):
+        if old is None or _identity(old) != _identity(new) or (not is_own and old.told != new.told):
             self._changed(key)
 
     def remove(self, namespace: str, name: str, uid: str) -> None:
@@ -96,13 +102,14 @@ def _parent(document: dict[str, Any]) -> Parent:
         generation=metadata.get("generation", 0),
         is_going=bool(metadata.get("deletionTimestamp")),
         content=zlib.compress(to_json(content), level=1),
-        status=_status(document.get("status")),
+        told=zlib.compress(to_json(document.get("status") or {}), level=1),
     )
 
 
-def _status(content: object) -> Status:
-    """Read a status; what somebody else made of it is as good as none."""
+@lru_cache(maxsize=64)
+def _status(told: bytes) -> Status:
+    """Read a status; what somebody else made of it is as good as none. Read, it takes ten times the memory."""
     try:
-        return Status.model_validate(content or {})
+        return Status.model_validate(from_json(zlib.decompress(told)))
     except ValidationError:
         return Status()
