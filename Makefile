@@ -45,6 +45,7 @@ soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 
 bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
 	$(BIN)/python tests/bench/worker_bench.py
+	$(BIN)/python tests/bench/prefill_bench.py
 
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up

@@ -89,41 +89,47 @@ async def drive(url: str, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
     waiting = iter(prompts(requests(streams)))
     answers: list[Answer] = []
-    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
 
-    async def ask(session: aiohttp.ClientSession, prompt: str) -> Answer:
-        body = {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True, **extra}
-        asked, came, tokens = time.monotonic(), [], 0
-        async with session.post(url, json=body) as response:
-            if response.status != 200:
-                raise RuntimeError(f"{url} answered {response.status}: {await response.text()}")
-            async for line in response.content:
-                data = line.decode().strip().removeprefix("data: ")
-                if not data or data == "[DONE]":
-                    continue
-                event = json.loads(data)
-                if any(choice.get("text") for choice in event.get("choices") or ()):
-                    came.append(time.monotonic())
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        return Answer(asked, came, tokens or len(came))
-
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        await ask(session, "warm up")
+    async with session() as connections:
+        await ask(connections, url, "warm up", extra)
 
         async def client() -> None:
             for prompt in waiting:
-                answers.append(await ask(session, prompt))
+                answers.append(await ask(connections, url, prompt, extra))
 
         began = time.monotonic()
         await asyncio.gather(*(client() for _ in range(streams)))
         return figures(answers, time.monotonic() - began)
 
 
+def session() -> aiohttp.ClientSession:
+    """Return connections without a limit, one for each answer."""
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
+async def ask(connections: aiohttp.ClientSession, url: str, prompt: str, extra: dict[str, Any]) -> Answer:
+    """Stream one greedy completion and note when its pieces come."""
+    body = {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True, **extra}
+    asked, came, tokens = time.monotonic(), [], 0
+    async with connections.post(url, json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"{url} answered {response.status}: {await response.text()}")
+        async for line in response.content:
+            data = line.decode().strip().removeprefix("data: ")
+            if not data or data == "[DONE]":
+                continue
+            event = json.loads(data)
+            if any(choice.get("text") for choice in event.get("choices") or ()):
+                came.append(time.monotonic())
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    return Answer(asked, came, tokens or len(came))
+
+
 def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[int, Figures]:
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "bench.yaml"
-        manifest.write_text(yaml.safe_dump(_object(ranks, max(streams))))
+        manifest.write_text(yaml.safe_dump(served(ranks, max(streams), CONTEXT_TOKENS)))
         with started([str(BIN / "lmd"), "serve", str(manifest), "--port", "0", "--models", str(models)], r"base URL (\S+?),") as address:
             base = f"{address}/predictions/{NAME}/1.0/v1/completions"
             wanted = {"model": NAME, "stream_options": {"include_usage": True}}
@@ -274,7 +280,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def _object(ranks: int, concurrency: int) -> dict[str, Any]:
+def served(ranks: int, concurrency: int, context_tokens: int) -> dict[str, Any]:
+    """Return the object that serves the model on so many CPU ranks."""
     return {
         "apiVersion": "largemodel.dev/v1alpha1",
         "kind": "LargeModelDeployment",
@@ -282,7 +289,7 @@ def _object(ranks: int, concurrency: int) -> dict[str, Any]:
         "spec": {
             "model": {"source": {"path": {"path": f"/models/{MODEL}"}}},
             "parallelism": {"strategy": "DeepSpeed" if ranks > 1 else "None", "tensor": ranks},
-            "engine": {"dtype": "float32", "contextTokens": CONTEXT_TOKENS, "concurrency": concurrency},
+            "engine": {"dtype": "float32", "contextTokens": context_tokens, "concurrency": concurrency},
             "accelerator": {"type": "CPU"},
         },
     }

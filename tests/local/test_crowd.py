@@ -12,6 +12,8 @@ import aiohttp
 import pytest
 import yaml
 
+from .conftest import Plain, Serving
+
 pytestmark = pytest.mark.model
 
 WORDS = ("sea", "king", "stone", "once", "seven", "light", "house", "river", "north", "apple")
@@ -44,9 +46,17 @@ def seeded_requests() -> list[dict[str, Any]]:
     return [{"prompt": "Once upon a time", "max_tokens": 12, "temperature": 1.2, "seed": seed} for seed in range(SEEDED)]
 
 
+@pytest.fixture(scope="module", params=["short_smollm2", pytest.param("smollm2", marks=pytest.mark.long)])
+def model(request: pytest.FixtureRequest) -> Path:
+    """The first layers of the model, or all of them."""
+    directory: Path = request.getfixturevalue(request.param)
+    return directory
+
+
 @pytest.fixture(scope="module")
-def expected(plain: Any) -> list[tuple[str, int]]:
+def expected(model: Path) -> list[tuple[str, int]]:
     """Each greedy request's text and number of tokens, by plain transformers, one at a time."""
+    plain = Plain(model)
     return [plain.answer(request["prompt"], request["max_tokens"]) for request in greedy_requests()]
 
 
@@ -56,17 +66,15 @@ def expected(plain: Any) -> list[tuple[str, int]]:
     ids=lambda ranks: f"{ranks} ranks",
 )
 def crowded(
-    request: pytest.FixtureRequest, start: Callable[..., Any], example: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    """A server of so many ranks; that of the example is the one other tests use too."""
-    if request.param == 3:
-        yield request.getfixturevalue("server")
-        return
+    request: pytest.FixtureRequest, model: Path, start: Callable[..., Serving], example: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """A server of so many ranks."""
     manifest = yaml.safe_load(example.read_text())
+    manifest["spec"]["model"] = {"source": {"path": {"path": f"/models/{model.name}"}}}
     manifest["spec"]["parallelism"] = {"strategy": "None" if request.param == 1 else "DeepSpeed", "tensor": request.param}
     path = tmp_path_factory.mktemp("crowd") / "manifest.yaml"
     path.write_text(yaml.safe_dump(manifest))
-    serving = start(manifest=path)
+    serving = start("--models", str(model.parent), manifest=path)
     serving.wait_for("serving")
     yield serving
     serving.end()
@@ -117,7 +125,7 @@ async def crowd(base_url: str) -> tuple[list[tuple[str, int]], list[int], list[t
     return results[: len(good)], results[len(good) : len(good) + len(bad)], alone
 
 
-def test_each_of_a_crowd_gets_what_it_would_get_alone(crowded: Any, expected: list[tuple[str, int]]) -> None:
+def test_each_of_a_crowd_gets_what_it_would_get_alone(crowded: Serving, expected: list[tuple[str, int]]) -> None:
     answers, refusals, alone = asyncio.run(crowd(crowded.wait_for("base URL for OpenAI clients").split()[-1] + "/"))
     assert answers[: len(expected)] == expected
     assert answers[len(expected) :] == alone, "a seed's answer does not depend on its neighbours"

@@ -1,4 +1,7 @@
-"""The real model on 1, 2 and 3 ranks answers as plain transformers does on one; SmolLM2 has 9 heads and 3 key-value heads."""
+"""The real model on 1, 2 and 3 ranks answers as plain transformers does on one; SmolLM2 has 9 heads and 3 key-value heads.
+
+`make test` asks its first five layers, `make test-long` all thirty, in more ways.
+"""
 
 import copy
 
@@ -63,6 +66,11 @@ WAVES = [
 ]
 
 
+@pytest.fixture(scope="module", params=["short_smollm2", pytest.param("smollm2", marks=pytest.mark.long)])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -83,21 +91,21 @@ def degree(case):
 
 
 @pytest.fixture(scope="module")
-def answered(case, smollm2, write_scenario, run_driver):
+def answered(case, model, write_scenario, run_driver):
     degree, strategy, scheduler = case
     handler = {"strategy": strategy, "context_tokens": CONTEXT_TOKENS, "scheduler": scheduler, "concurrency": CONCURRENCY}
-    return run_driver(write_scenario(smollm2, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
+    return run_driver(write_scenario(model, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
 
 
 @pytest.fixture(scope="module")
-def one_rank(smollm2, write_scenario, run_driver):
+def one_rank(model, write_scenario, run_driver):
     handler = {"context_tokens": CONTEXT_TOKENS, "strategy": "None", "scheduler": "Static"}
-    return run_driver(write_scenario(smollm2, 1, handler=handler, waves=copy.deepcopy(WAVES[1:3])), 1)
+    return run_driver(write_scenario(model, 1, handler=handler, waves=copy.deepcopy(WAVES[1:3])), 1)
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2, run_reference):
-    return run_reference(smollm2, [*GREEDY, NEIGHBOUR, AFTER_CANCEL, *CARRIED, *CROWD])
+def expected(model, run_reference):
+    return run_reference(model, [*GREEDY, NEIGHBOUR, AFTER_CANCEL, *CARRIED, *CROWD])
 
 
 def tokens(answered, *names):
