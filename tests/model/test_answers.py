@@ -11,6 +11,8 @@ pytestmark = pytest.mark.model
 
 CONTEXT_TOKENS = 72
 CONCURRENCY = 12
+HEAD_BYTES = 49152 * 576 * 4
+"""The output head, tied to the embeddings until AutoTP cuts it alone."""
 PROMPTS = {
     "france": [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308],
     "short": [504],
@@ -165,6 +167,7 @@ def test_every_rank_reports_its_share(answered, case, degree):
     }
     heads = {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
     assert [(rank["heads"], rank["key_value_heads"]) for rank in answered["ranks"]] == heads
+    head = HEAD_BYTES if degree > 1 and case[1] == "DeepSpeed" else 0
     for rank in answered["ranks"]:
-        assert (rank["parameter_bytes"] < 0.8 * rank["model_bytes"]) == (degree > 1)
+        assert (rank["parameter_bytes"] < 0.8 * (rank["model_bytes"] + head)) == (degree > 1)
     print(f"ranks={degree} {answered['figures']}")
