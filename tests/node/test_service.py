@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
+from lmd_plane.client import eventually
 
 pytestmark = pytest.mark.node
 
@@ -62,3 +63,28 @@ def test_the_example_answers_as_one_process_does(serve, reference) -> None:
     assert "java" in first.name()
     state = dict(line.split(":", 1) for line in Path(f"/proc/{first.pid}/status").read_text().splitlines())
     assert (state["CapEff"].strip("\t0"), state["Seccomp"].strip(), state["Uid"].split()[0]) == ("", "2", "10001")
+
+
+def test_keys_change_without_a_restart(serve, keys) -> None:
+    """A key that was taken out of the Secret is refused and a new one let in, by the same containers."""
+    keys(alice="the-first-key")
+    endpoint = {"apiKeysSecretRef": {"name": "keys"}}
+    service = serve(endpoint=endpoint, replicas=1)
+    (pod,) = service.pods()
+    url = service.url()
+
+    def refused(key: str) -> bool:
+        def ask() -> bool:
+            try:
+                stream(url, QUESTION, 1, key)
+            except openai.AuthenticationError:
+                return True
+            return False
+
+        return bool(service.node.inside(ask))
+
+    assert (refused("none"), refused("the-first-key")) == (True, False)
+    keys(alice="the-second-key")
+    eventually(lambda: refused("the-first-key") and not refused("the-second-key"), "the new key", seconds=300)
+    assert (service.restarts(pod), service.restarts(pod, "front-door")) == (0, 0)
+    assert [each["metadata"]["uid"] for each in service.pods()] == [pod["metadata"]["uid"]]
