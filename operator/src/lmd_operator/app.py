@@ -195,9 +195,8 @@ class App:
 
     async def _tell(self, key: Key, result: Result) -> None:
         parent = self.parents.get(key)
-        if result.current is None or parent is None:
-            return
-        await self._announcer.tell(parent, result.news)
+        if parent is not None:
+            await self._announcer.tell(parent, result.news)
 
     def _statuses(self) -> Iterator[tuple[Key, Status]]:
         """Yield the status of every object; of several operators, only the leader tells."""

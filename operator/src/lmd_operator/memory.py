@@ -33,10 +33,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What an object wants, without what is large in it, and its children as they are sent."""
+    """What an object wants, without what is large in it, and its children as they are sent.
+
+    `is_tight` says that they are made for a cluster without room for one more replica.
+    """
 
     built: Desired
     children: tuple[Child, ...]
+    is_tight: bool = False
 
 
 @dataclass(slots=True)

@@ -18,7 +18,10 @@ _JOB_NAME = "batch.kubernetes.io/job-name"
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """`.status` of a Deployment, with the message of a failed ReplicaSet (quota, admission) if there is one."""
+    """`.status` of a Deployment, with the message of a failed ReplicaSet (quota, admission) if there is one.
+
+    `is_one_by_one` is that of its spec: no pod is started beside the old ones.
+    """
 
     generation: int
     observed_generation: int
@@ -28,6 +31,7 @@ class DeploymentState:
     available: int
     is_stuck: bool
     failure: str
+    is_one_by_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def deployment_state(document: Mapping[str, Any]) -> DeploymentState:
     """Read a Deployment as the API server sends it."""
-    status = document.get("status") or {}
+    status, spec = document.get("status") or {}, document.get("spec") or {}
     conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
     progressing, failure = conditions.get("Progressing", {}), conditions.get("ReplicaFailure", {})
     return DeploymentState(
@@ -145,6 +149,7 @@ def deployment_state(document: Mapping[str, Any]) -> DeploymentState:
         available=status.get("availableReplicas", 0),
         is_stuck=progressing.get("reason") == "ProgressDeadlineExceeded",
         failure=failure.get("message", "")[:MESSAGE_LIMIT] if failure.get("status") == "True" else "",
+        is_one_by_one=((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxSurge") in (0, "0%"),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmd_operator import inspection
+from lmd_operator import inspection, rollout
 from lmd_operator.api.parse import parse
 from lmd_operator.api.status import ModelFacts, Revision, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -91,6 +91,7 @@ class Reconciler:
         children = self._startable(parent, made.children, built, owner)
         if memory.is_applied and self._lacks_children(children) and not await self._exists(parent):
             return Result()
+        told = rollout.turning(self._deployment(parent), self._pods(parent), built.revision, is_one_by_one=made.is_tight)
         await self._removals.clear(key)
         failures, retry = await self._apply(children, parent.uid)
         self._note_applied(parent, memory)
@@ -99,9 +100,11 @@ class Reconciler:
         observed = await self._with_progress(self._observe(parent, failures, built.fill))
         previous = parent.status if memory.model is None else parent.status.model_copy(update={"model": memory.model})
         result = await self._report(parent, memory, summarize(owner, built, observed, previous, self._now()))
+        if result.news:
+            told = [*rollout.beginning(owner, previous, built.revision), *told]
         if observed.is_bringing():
             result = replace(result, again_seconds=result.again_seconds or PROGRESS_STATUS_SECONDS)
-        return replace(result, retry=retry)
+        return replace(result, retry=retry, news=[*result.news, *told])
 
     async def _with_progress(self, observed: Observed) -> Observed:
         """Return what was observed with what fetching pods say of themselves; nobody else is asked."""
@@ -120,14 +123,18 @@ class Reconciler:
         return memory.owner
 
     def _make(self, parent: Parent, owner: LargeModelDeployment, memory: Memory) -> Made:
-        """Return what the object wants; it is made once per generation while the object is worked on."""
-        if memory.made is None:
-            shape = inspection.shape(self._known(owner, parent, memory)) if inspection.is_needed(owner) else None
-            built = desired(owner, self._settings, shape=shape)
-            children = tuple(Child.of(document(resource)) for resource in built.resources)
-            memory.made = Made(replace(built, files=RenderedFiles({}), resources=()), children)
+        """Return what the object wants; it is made once per generation while the object is worked on, and again when room runs out."""
+        made = memory.made or self._made(parent, owner, memory, is_tight=False)
+        is_tight = rollout.replaces_one_by_one(owner, self._deployment(parent), self._pods(parent), made.built.revision)
+        memory.made = made if made.is_tight == is_tight else self._made(parent, owner, memory, is_tight=is_tight)
         self.lately.add((parent.namespace, parent.name), memory)
         return memory.made
+
+    def _made(self, parent: Parent, owner: LargeModelDeployment, memory: Memory, *, is_tight: bool) -> Made:
+        shape = inspection.shape(self._known(owner, parent, memory)) if inspection.is_needed(owner) else None
+        built = desired(owner, self._settings, shape=shape, is_tight=is_tight)
+        children = tuple(Child.of(document(resource)) for resource in built.resources)
+        return Made(replace(built, files=RenderedFiles({}), resources=()), children, is_tight)
 
     def _known(self, owner: LargeModelDeployment, parent: Parent, memory: Memory) -> ModelFacts | None:
         """Return what is known of the model: from the status, or, before it is there, from the Job that looked."""
@@ -233,17 +240,20 @@ class Reconciler:
         return sorted(self._caches[CONFIG_MAP].of(*key), key=lambda record: (record.created, record.version), reverse=True)
 
     def _observe(self, parent: Parent, failures: list[str], fill: str = "") -> Observed:
-        key = (parent.namespace, parent.name)
-        deployment = self._caches[DEPLOYMENT].get(*key)
-        state = deployment.state if deployment is not None and deployment.owner_uid == parent.uid else None
         pods = self._pods(parent)
+        records = self._revisions((parent.namespace, parent.name))
         return Observed(
-            deployment=state if isinstance(state, DeploymentState) else None,
+            deployment=self._deployment(parent),
             pods=tuple(pod for pod in pods if not pod.job),
-            revisions=tuple(Revision(name=record.revision, config_map=record.name) for record in self._revisions(key)),
+            revisions=tuple(Revision(name=record.revision, config_map=record.name) for record in records),
             failures=tuple(failures),
             fill=self._task(parent, fill, pods) if fill else None,
         )
+
+    def _deployment(self, parent: Parent) -> DeploymentState | None:
+        found = self._caches[DEPLOYMENT].get(parent.namespace, parent.name)
+        state = found.state if found is not None and found.owner_uid == parent.uid else None
+        return state if isinstance(state, DeploymentState) else None
 
     def _pods(self, parent: Parent) -> list[PodState]:
         records = self._caches[POD].of(parent.namespace, parent.name)

@@ -42,6 +42,7 @@ IN_THE_CLUSTER_SUITE = frozenset(
         "test_a_standby_writes_nothing_and_takes_over",
         "test_a_refused_spec_and_a_stalled_object_have_an_alert_each",
         "test_progress_is_in_the_status_with_few_writes",
+        "test_a_roll_out_surges_where_there_is_room_and_makes_room_where_not",
         "test_a_cache_is_filled_once_and_then_there_is_silence",
         "test_what_is_in_the_cache_is_given_up_after_the_last_pod[while it is down]",
     }

@@ -72,7 +72,7 @@ class Rollout(ApiModel):
     """How pods are replaced when the revision changes."""
 
     strategy: Literal["Auto", "RollingUpdate", "Recreate"] = "Auto"
-    """Auto replaces one by one without needing spare GPUs, and surges on CPU. Recreate stops all pods first."""
+    """Auto starts a new pod beside the old ones, and where there is no room for it replaces them one by one. Recreate stops all first."""
     max_surge: CountOrPercent | None = None
     """Pods above `replicas` during a rolling update. Default: chosen by the strategy."""
     max_unavailable: CountOrPercent | None = None

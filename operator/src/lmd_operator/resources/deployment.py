@@ -20,8 +20,10 @@ PROGRESS_MARGIN_SECONDS = 600
 """Scheduling and image pull, on top of the model's own start-up limit."""
 
 
-def deployment(owner: LargeModelDeployment, plan: Plan, files: RenderedFiles, settings: Settings, layout: Layout = POD) -> V1Deployment:
-    """Return the Deployment of one object: one pod a replica."""
+def deployment(
+    owner: LargeModelDeployment, plan: Plan, files: RenderedFiles, settings: Settings, layout: Layout = POD, *, is_tight: bool = False
+) -> V1Deployment:
+    """Return the Deployment of one object: one pod a replica. `is_tight` says that there is no room for one more."""
     spec = owner.spec
     return V1Deployment(
         api_version="apps/v1",
@@ -32,24 +34,20 @@ def deployment(owner: LargeModelDeployment, plan: Plan, files: RenderedFiles, se
             revision_history_limit=spec.rollout.revision_history_limit,
             progress_deadline_seconds=spec.engine.torch_serve.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS,
             selector=V1LabelSelector(match_labels=selector(owner)),
-            strategy=strategy(owner),
+            strategy=strategy(owner, is_tight=is_tight),
             template=pod_template(owner, plan, files, settings, layout),
         ),
     )
 
 
-def strategy(owner: LargeModelDeployment) -> V1DeploymentStrategy:
-    """Return how pods are replaced.
-
-    Auto on GPUs replaces one pod at a time within the devices it has: a surge pod on a full cluster would wait for
-    devices that only the old pods could free, for ever. On CPU it surges, so that nothing is missing.
-    """
+def strategy(owner: LargeModelDeployment, *, is_tight: bool = False) -> V1DeploymentStrategy:
+    """Return how pods are replaced: under Auto by one more, so that nothing is missing, or one by one where there is no room for it."""
     rollout = owner.spec.rollout
     if rollout.strategy == "Recreate":
         return V1DeploymentStrategy(type="Recreate")
     surge, unavailable = rollout.max_surge, rollout.max_unavailable
     if surge is None and unavailable is None:
-        surges = rollout.strategy == "Auto" and owner.spec.accelerator.type == "CPU"
+        surges = rollout.strategy == "Auto" and not is_tight
         surge, unavailable = (1, 0) if surges else (0, 1)
     if surge is None:
         surge = 1 if unavailable in (0, "0%") else 0

@@ -37,10 +37,13 @@ class Desired:
     fill: str = ""
 
 
-def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = POD, shape: ModelShape | None = None) -> Desired:
+def desired(
+    owner: LargeModelDeployment, settings: Settings, layout: Layout = POD, shape: ModelShape | None = None, *, is_tight: bool = False
+) -> Desired:
     """Return what should exist. Pure: equal inputs give equal objects, and nothing is read from the cluster.
 
-    `shape` is the model's, where the spec leaves the tensor degree to the planner.
+    `shape` is the model's, where the spec leaves the tensor degree to the planner; `is_tight` says that there is no room for one replica
+    more while they are replaced.
     """
     plan = settle(owner.spec, cpu_cores(owner), shape)
     files = render(owner, plan, layout)
@@ -53,7 +56,7 @@ def desired(owner: LargeModelDeployment, settings: Settings, layout: Layout = PO
         disruption_budget(owner),
         removal_job(owner, settings),
         fill,
-        deployment(owner, plan, files, settings, layout),
+        deployment(owner, plan, files, settings, layout, is_tight=is_tight),
     ]
     name = fill.metadata.name if fill is not None and fill.metadata is not None else None
     return Desired(plan, files, files.revision, tuple(child for child in children if child is not None), name or "")
