@@ -9,7 +9,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker cluster cluster-down matrix node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker bench-gpu cluster cluster-down matrix node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -17,7 +17,7 @@ help: ## Show the targets
 serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up until Ctrl-C
 	@exec $(BIN)/lmd serve $(MANIFEST) --port $(PORT) --ask "$(QUESTION)" --end-with-parent
 
-test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
+test: $(VENV)/.bench ## Run all tests: everything of `check`, and the real servers and models
 	$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m "model and not long"
 	$(MAKE) --no-print-directory test-cluster
@@ -46,6 +46,9 @@ soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
 	$(BIN)/python tests/bench/worker_bench.py
 	$(BIN)/python tests/bench/prefill_bench.py
+
+bench-gpu: $(VENV)/.bench ## Measure what serving costs on one GPU, next to other ways and to its memory's speed; no JVM
+	$(BIN)/python tests/bench/gpu_bench.py
 
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up

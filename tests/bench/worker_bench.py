@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ REQUESTS = 16
 START_SECONDS = 600
 ANSWER_SECONDS = 1800
 WORDS = ("the sea was calm and the old captain told his crew about a city of glass far beyond the northern mountains " * 12).split()
+WARM_UP = "warm up"
 COLUMNS = ("tokens_per_second", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p99_ms")
 
 Figures = dict[str, float]
@@ -87,19 +88,23 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 async def drive(url: str, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
-    waiting = iter(prompts(requests(streams)))
+    async with session() as connections:
+        return await crowd(lambda prompt: ask(connections, url, prompt, extra), prompts(requests(streams)), streams)
+
+
+async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], streams: int) -> Figures:
+    """Let so many clients ask for these texts, each for its next when its last answer is whole, after one answer to warm up."""
+    waiting = iter(texts)
     answers: list[Answer] = []
 
-    async with session() as connections:
-        await ask(connections, url, "warm up", extra)
+    async def client() -> None:
+        for text in waiting:
+            answers.append(await one(text))
 
-        async def client() -> None:
-            for prompt in waiting:
-                answers.append(await ask(connections, url, prompt, extra))
-
-        began = time.monotonic()
-        await asyncio.gather(*(client() for _ in range(streams)))
-        return figures(answers, time.monotonic() - began)
+    await one(WARM_UP)
+    began = time.monotonic()
+    await asyncio.gather(*(client() for _ in range(streams)))
+    return figures(answers, time.monotonic() - began)
 
 
 def session() -> aiohttp.ClientSession:
@@ -137,13 +142,23 @@ def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[int, Fi
 
 
 def transformers_serve(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+    path = models / MODEL
+    with transformers_served(path, *cpu_cache(max(streams)), "--device", "cpu", "--dtype", "float32") as url:
+        return {count: asyncio.run(drive(url, count, {"model": str(path)})) for count in streams}
+
+
+def cpu_cache(streams: int) -> list[str]:
+    """Return the options of a cache as large as ours; its own choice is a share of the host's memory."""
+    return ["--cb-block-size", "16", "--cb-num-blocks", str(streams * CONTEXT_TOKENS // 16)]
+
+
+@contextmanager
+def transformers_served(path: Path, *options: str) -> Iterator[str]:
+    """Serve a model with `transformers serve`; yield where it completes texts."""
     port = free_ports(1)[0]
-    path = str(models / MODEL)
-    cache = ["--cb-block-size", "16", "--cb-num-blocks", str(max(streams) * CONTEXT_TOKENS // 16)]
-    command = [str(BIN / "transformers"), "serve", path, "--continuous-batching", *cache, "--device", "cpu", "--dtype", "float32"]
+    command = [str(BIN / "transformers"), "serve", str(path), "--continuous-batching", *options]
     with started([*command, "--host", "127.0.0.1", "--port", str(port)], r"Uvicorn running on (\S+)"):
-        url = f"http://127.0.0.1:{port}/v1/completions"
-        return {count: asyncio.run(drive(url, count, {"model": path})) for count in streams}
+        yield f"http://127.0.0.1:{port}/v1/completions"
 
 
 def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
@@ -165,51 +180,77 @@ def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
     results = {}
     for count in streams:
         texts = [tokenizer(prompt)["input_ids"] for prompt in prompts(requests(count))]
-        call = _Calls(loaded.engine, texts)
-        began = time.monotonic()
-        running = {call.begin() for _ in range(count)}
-        while running:
-            loaded.engine.wait(running, 1.0)
-            ended = {name for name in running if call.take(name)}
-            running = running - ended | {call.begin() for _ in ended if call.waiting}
-        seconds = time.monotonic() - began
-        results[count] = figures(call.answers(), seconds)
+        results[count], _ = call(loaded.engine, texts, count)
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
     return results
+
+
+def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: int = ANSWER_TOKENS) -> tuple[Figures, list[list[int]]]:
+    """Call an engine in this process as so many clients would; return the figures and the tokens that answer each text."""
+    calls = _Calls(engine, texts, answer_tokens)
+    began = time.monotonic()
+    running = {calls.begin() for _ in range(min(streams, len(texts)))}
+    while running:
+        engine.wait(running, 1.0)
+        ended = {name for name in running if calls.take(name)}
+        running = running - ended | {calls.begin() for _ in ended if calls.waiting}
+    return figures(calls.answers(), time.monotonic() - began), calls.tokens()
 
 
 class _Calls:
     """Requests to an engine in this process, and when their tokens came."""
 
-    def __init__(self, engine: Any, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, engine: Any, texts: Sequence[Sequence[int]], answer_tokens: int) -> None:
         self._engine = engine
+        self._answer_tokens = answer_tokens
         self.waiting = list(texts)
         self._asked: dict[str, float] = {}
         self._came: dict[str, list[float]] = {}
+        self._tokens: dict[str, list[int]] = {}
 
     def begin(self) -> str:
         """Submit the next request and return its name."""
         from lmd_worker.engine.protocol import Sampling
 
         name = str(len(self._asked))
-        self._asked[name], self._came[name] = time.monotonic(), []
-        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=ANSWER_TOKENS))
+        self._asked[name], self._came[name], self._tokens[name] = time.monotonic(), [], []
+        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=self._answer_tokens))
         return name
 
     def take(self, name: str) -> bool:
         """Note what has come for one request; return whether it has ended."""
         progress = self._engine.progress(name)
+        if progress.error is not None:
+            raise RuntimeError(progress.error)
+        self._tokens[name] += progress.tokens
         self._came[name] += [time.monotonic()] * len(progress.tokens)
         return progress.finish_reason is not None
 
     def answers(self) -> list[Answer]:
         return [Answer(asked, self._came[name], len(self._came[name])) for name, asked in self._asked.items()]
 
+    def tokens(self) -> list[list[int]]:
+        return list(self._tokens.values())
+
 
 def generate(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
     """Answer one request after the other with plain `generate`: what a handler without an engine does, however many clients wait."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
+    model = AutoModelForCausalLM.from_pretrained(models / MODEL, dtype=torch.float32)
+    began = time.monotonic()
+    answers = []
+    for prompt in prompts(REQUESTS):
+        came = generate_batch(model, tokenizer(prompt, return_tensors="pt"), ANSWER_TOKENS)
+        answers.append(Answer(began, came, ANSWER_TOKENS))  # all asked at the start
+    return dict.fromkeys(streams, figures(answers, time.monotonic() - began))
+
+
+def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int) -> list[float]:
+    """Answer a batch of prompts with plain `generate`; return when its tokens came."""
+    import torch
     from transformers.generation.streamers import BaseStreamer
 
     class Times(BaseStreamer):  # type: ignore[misc]  # untyped
@@ -221,16 +262,10 @@ def generate(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
 
         def end(self) -> None: ...
 
-    tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
-    model = AutoModelForCausalLM.from_pretrained(models / MODEL, dtype=torch.float32)
-    began = time.monotonic()
-    answers = []
-    for prompt in prompts(REQUESTS):
-        inputs, times = tokenizer(prompt, return_tensors="pt"), Times()
-        with torch.inference_mode():
-            model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False, streamer=times)
-        answers.append(Answer(began, times.came[1:], ANSWER_TOKENS))  # the first piece is the prompt; all asked at the start
-    return dict.fromkeys(streams, figures(answers, time.monotonic() - began))
+    times = Times()
+    with torch.inference_mode():
+        model.generate(**inputs, max_new_tokens=answer_tokens, min_new_tokens=answer_tokens, do_sample=False, streamer=times)
+    return times.came[1:]  # the first piece is the prompt
 
 
 IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[int, Figures]]] = {"engine": engine, "generate": generate}
@@ -246,10 +281,11 @@ def apart(name: str, models: Path, streams: Sequence[int]) -> dict[int, Figures]
 
 
 @contextmanager
-def started(command: list[str], ready: str) -> Iterator[str]:
+def started(command: list[str], ready: str, variables: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run a server until it has said `ready`; yield what its group matched, and end the server and all it started."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=_environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
     )
     lines: list[str] = []
     said = threading.Event()
@@ -276,10 +312,6 @@ def started(command: list[str], ready: str) -> Iterator[str]:
         reader.join()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-
 def served(ranks: int, concurrency: int, context_tokens: int) -> dict[str, Any]:
     """Return the object that serves the model on so many CPU ranks."""
     return {
@@ -295,11 +327,13 @@ def served(ranks: int, concurrency: int, context_tokens: int) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[int, Figures]]) -> str:
-    lines = [f"| streams | way | {' | '.join(COLUMNS)} |", f"| ---: | --- |{' ---: |' * len(COLUMNS)}"]
+def table(results: Mapping[str, Mapping[int, Figures]], columns: Sequence[str] = COLUMNS) -> str:
+    """Return a row for each number of streams and each way; a figure that a way does not have is left empty."""
+    lines = [f"| streams | way | {' | '.join(columns)} |", f"| ---: | --- |{' ---: |' * len(columns)}"]
     for count in next(iter(results.values())):
         for way, rows in results.items():
-            lines.append(f"| {count} | {way} | {' | '.join(f'{rows[count][column]:g}' for column in COLUMNS)} |")
+            cells = (f"{rows[count][column]:g}" if column in rows[count] else "" for column in columns)
+            lines.append(f"| {count} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
