@@ -25,6 +25,7 @@ from lmd_worker.environment import RUN_DIRECTORY, TERMINATION_MESSAGE_PATH
 
 LAST_WORDS = "last-words"
 OK = 200
+READ_BYTES = 2**20
 END_OF_LIST = struct.pack("!i", -1)
 MORE_TO_COME = ("ts_stream_next", "true")
 HEADERS = {"content-type": "application/json"}
@@ -81,19 +82,14 @@ class FrontendStandIn:
         try:
             while True:
                 await self._exchange()
-        except (OSError, EOFError):
-            self._fail(ended(self._last_words))
-        except RuntimeError as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        waiting = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
-        for job in [*self._open.values(), *waiting]:
-            job.pieces.put_nowait(error)
+        except Exception as error:  # whatever it is, the clients must not wait for ever
+            self._failure = ended(self._last_words) if isinstance(error, OSError | EOFError) else error
+            waiting = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
+            for job in [*self._open.values(), *waiting]:
+                job.pieces.put_nowait(self._failure)
 
     async def _exchange(self) -> None:
-        """Take in those who wait, as many as a batch has places for; wait for one if nobody is there."""
+        """Send all open requests, with those that waited, as many as a batch has places for; give out what comes back."""
         while not self._open or (self._waiting.qsize() and len(self._open) < self._batch_size):
             job = await self._waiting.get()
             self._open[job.request_id] = job
@@ -169,19 +165,52 @@ def predict_message(jobs: Iterable[Job]) -> bytes:
 
 
 async def read_reply(reader: asyncio.StreamReader) -> dict[str, Piece]:
-    """Read one reply to the end; raises `RuntimeError` when it refuses the whole message."""
-    status, words = await _number(reader), await _sized(reader)
-    pieces = {}
-    while (length := await _number(reader)) >= 0:
-        request_id = (await reader.readexactly(length)).decode()
-        await _sized(reader)  # the content type, which is among the headers too
-        own_status = await _number(reader)
-        await _sized(reader)  # the status in words
-        headers = [((await _sized(reader)).decode(), (await _sized(reader)).decode()) for _ in range(await _number(reader))]
-        pieces[request_id] = Piece(own_status, await _sized(reader), MORE_TO_COME not in headers)
-    if status != OK:
-        raise RuntimeError(f"the worker answered {status}: {words.decode()}")
-    return pieces
+    """Read one reply. Raises `RuntimeError` when it refuses the whole message, `EOFError` when there is no worker to send one."""
+    data = b""
+    while chunk := await reader.read(READ_BYTES):
+        data += chunk
+        with suppress(struct.error):  # not whole yet; nothing follows a reply before the next message
+            status, words, pieces = parse_reply(Fields(data))
+            if status != OK:
+                raise RuntimeError(f"the worker answered {status}: {words}")
+            return pieces
+    raise EOFError
+
+
+def parse_reply(fields: Fields) -> tuple[int, str, dict[str, Piece]]:
+    """Return a reply's status, what it says, and the pieces by request. Raises `struct.error` when it is not whole."""
+    status, words, pieces = fields.number(), fields.text(), {}
+    while (length := fields.number()) >= 0:
+        request_id = fields.take(length).decode()
+        fields.text()  # the content type, which is among the headers too
+        own_status = fields.number()
+        fields.text()  # the status in words
+        headers = [(fields.text(), fields.text()) for _ in range(fields.number())]
+        pieces[request_id] = Piece(own_status, fields.sized(), MORE_TO_COME not in headers)
+    return status, words, pieces
+
+
+class Fields:
+    """Bytes of a reply, taken from the front; `struct.error` where they end too early."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, length: int) -> bytes:
+        if self._at + length > len(self._data):
+            raise struct.error
+        self._at += length
+        return self._data[self._at - length : self._at]
+
+    def number(self) -> int:
+        return int.from_bytes(self.take(4), "big", signed=True)
+
+    def sized(self) -> bytes:
+        return self.take(self.number())
+
+    def text(self) -> str:
+        return self.sized().decode()
 
 
 def text(value: str) -> bytes:
@@ -190,11 +219,3 @@ def text(value: str) -> bytes:
 
 def sized(value: bytes) -> bytes:
     return struct.pack("!i", len(value)) + value
-
-
-async def _number(reader: asyncio.StreamReader) -> int:
-    return int.from_bytes(await reader.readexactly(4), "big", signed=True)
-
-
-async def _sized(reader: asyncio.StreamReader) -> bytes:
-    return await reader.readexactly(await _number(reader))
