@@ -154,10 +154,13 @@ def cpu_cache(streams: int) -> list[str]:
 
 @contextmanager
 def transformers_served(path: Path, *options: str) -> Iterator[str]:
-    """Serve a model with `transformers serve`; yield where it completes texts."""
+    """Serve a model with `transformers serve`; yield where it completes texts.
+
+    It is killed, as the thread of its engine would keep it after any other signal (transformers 5.23).
+    """
     port = free_ports(1)[0]
     command = [str(BIN / "transformers"), "serve", str(path), "--continuous-batching", *options]
-    with started([*command, "--host", "127.0.0.1", "--port", str(port)], r"Uvicorn running on (\S+)"):
+    with started([*command, "--host", "127.0.0.1", "--port", str(port)], r"Uvicorn running on (\S+)", ending=signal.SIGKILL):
         yield f"http://127.0.0.1:{port}/v1/completions"
 
 
@@ -281,7 +284,9 @@ def apart(name: str, models: Path, streams: Sequence[int]) -> dict[int, Figures]
 
 
 @contextmanager
-def started(command: list[str], ready: str, variables: Mapping[str, str] | None = None) -> Iterator[str]:
+def started(
+    command: list[str], ready: str, variables: Mapping[str, str] | None = None, ending: signal.Signals = signal.SIGINT
+) -> Iterator[str]:
     """Run a server until it has said `ready`; yield what its group matched, and end the server and all it started."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
     process = subprocess.Popen(
@@ -307,7 +312,7 @@ def started(command: list[str], ready: str, variables: Mapping[str, str] | None 
             raise RuntimeError("\n".join([f"{command[0]} did not start:", *lines]))
         yield match[1]
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, ending)
         process.wait(60)
         reader.join()
 
