@@ -17,7 +17,7 @@ help: ## Show the targets
 serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up until Ctrl-C
 	@exec $(BIN)/lmd serve $(MANIFEST) --port $(PORT) --ask "$(QUESTION)" --end-with-parent
 
-test: $(VENV)/.bench ## Run all tests: everything of `check`, and the real servers and models
+test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
 	$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m "model and not long"
 	$(MAKE) --no-print-directory test-cluster
@@ -25,7 +25,7 @@ test: $(VENV)/.bench ## Run all tests: everything of `check`, and the real serve
 test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one of each kind of fault
 	$(BIN)/pytest -n 2 -m cluster
 
-test-long: $(VENV)/.dev ## Run the variants of model tests that shorter ones stand for in `test`
+test-long: $(VENV)/.bench ## Run the variants of model tests that shorter ones stand for in `test`
 	$(BIN)/pytest -m long
 
 test-reliability: $(VENV)/.dev ## All other faults: crashes, cuts, drift, leadership; long, LMD_LONG=1 is longer still

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.long]
 
 PROGRAM = Path(__file__).with_name("gpu_bench.py")
 STREAMS = ("1", "4")
