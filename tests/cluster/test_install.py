@@ -251,9 +251,9 @@ def _live_through_everything(api: Api, namespace: str) -> None:
 
     # a spec that is refused, twice: the second time counts up the Event of the first
     for _ in range(2):
-        api.patch(one, {"spec": {"parallelism": {"strategy": "Pipeline", "tensor": 1, "pipeline": 2}}})
+        api.patch(one, {"spec": {"engine": {"deepspeed": {"replaceWithKernelInject": True}}}})
         eventually(lambda: conditions().get("Accepted") == "False", "refusal")
-        api.patch(one, {"spec": {"parallelism": {"strategy": "DeepSpeed", "tensor": 3, "pipeline": None}}})
+        api.patch(one, {"spec": {"engine": {"deepspeed": {"replaceWithKernelInject": None}}}})
         eventually(lambda: conditions().get("Accepted") == "True", "acceptance")
 
     # one replica needs no budget, and an old ConfigMap goes when no revision needs it

@@ -20,7 +20,8 @@ from lmd_worker.strategies import degrees
 from lmd_worker.strategies import families as worker_families
 
 UNIT = Path(__file__).parents[1] / "unit" / "lmd_operator"
-CUTTING: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Tensor")
+CUTTING: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor")
+CONTINUOUS: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Tensor")
 PUBLISHED = json.loads((UNIT / "published_models.json").read_text())
 PAGED = ("gemma2", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
@@ -70,6 +71,10 @@ def test_both_have_the_same_families_by_name() -> None:
     assert families.TENSOR_WRONG.keys() >= columns["Tensor"].wrong.keys()
     assert columns["Expert"].right == families.EXPERT_RIGHT
     assert families.EXPERT_WRONG.keys() >= columns["Expert"].wrong.keys()
+    assert columns["Pipeline"].right == families.PIPELINE_RIGHT
+    assert families.PIPELINE_WRONG.keys() >= columns["Pipeline"].wrong.keys()
+    assert columns["PipelineTensor"].right == families.PIPELINE_TENSOR_RIGHT
+    assert families.PIPELINE_WRONG.keys() | families.TENSOR_WRONG.keys() >= columns["PipelineTensor"].wrong.keys()
 
 
 def test_both_leave_the_same_things_whole() -> None:
@@ -89,7 +94,7 @@ def test_both_take_the_same_context_where_none_is_asked_for() -> None:
 @settings(max_examples=100)
 @given(
     entry=st.sampled_from([entry for entry in PUBLISHED if entry["config"]["model_type"] in PAGED]),
-    strategy=st.sampled_from(CUTTING),
+    strategy=st.sampled_from(CONTINUOUS),
     degree=st.integers(1, 8),
     context=st.integers(16, 100_000),
     concurrency=st.integers(1, 300),

@@ -83,6 +83,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         dtype=engine.dtype,
         device="cuda" if built.plan.gpus_per_replica else "cpu",
         tensor=built.plan.tensor,
+        pipeline=built.plan.pipeline,
         context_tokens=engine.context_tokens,
         scheduler=engine.scheduler,
         concurrency=engine.concurrency,

@@ -44,6 +44,8 @@ ROOT = HERE.parents[1]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 CPU_ONLY = ROOT / "tests" / "scenarios" / "one-rank-on-cpu.yaml"
 ACCELERATE = ROOT / "tests" / "scenarios" / "accelerate.yaml"
+IN_STAGES = [ROOT / "tests" / "scenarios" / f"{name}.yaml" for name in ("pipeline", "pipeline-tensor")]
+PARALLEL_TYPES = {"Accelerate": "custom", "Pipeline": "pp", "PipelineTensor": "pptp"}
 STUB = HERE / "stub_ranks.py"
 MARK = "LMD_RENDERED_CONFIG_TEST"
 """In the environment of every process of one run, also of orphans."""
@@ -250,7 +252,7 @@ def understood(frontend: Frontend) -> dict[str, Any]:
         "useVenv": False,
         "useJobTicket": False,
         "jobQueueStatus": {"remainingCapacity": spec.engine.torch_serve.job_queue_size, "pendingRequests": 0},
-        "parallelType": "custom" if plan.strategy == "Accelerate" else "tp" if plan.ranks > 1 else "",
+        "parallelType": PARALLEL_TYPES.get(plan.strategy, "tp" if plan.ranks > 1 else ""),
         "parallelLevel": plan.ranks if is_parallel(plan) else 0,
     }
 
@@ -282,7 +284,7 @@ def selection(described: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return {key: described.get(key) for key in wanted}
 
 
-@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY, ACCELERATE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY, ACCELERATE, *IN_STAGES], ids=lambda path: path.stem)
 def test_the_frontend_understands_an_object_as_it_was_meant(begin, wait_until, elsewhere, manifest: Path) -> None:
     frontend = begin(manifest)
     wait_until("the worker is ready", frontend.is_ready)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 SCENARIOS = [
     ROOT / "tests" / "scenarios" / f"{name}.yaml"
-    for name in ("one-rank-on-cpu", "template-with-everything", "tensor", "expert", "accelerate")
+    for name in ("one-rank-on-cpu", "template-with-everything", "tensor", "expert", "accelerate", "pipeline", "pipeline-tensor")
 ]
 
 

@@ -31,6 +31,8 @@ KINDS_OF_SCENARIO = {
     "node-port-service": {"Service"},
     "one-rank-on-cpu": {"ConfigMap", "Deployment"},
     "owned-by-uid": {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"},
+    "pipeline": {"ConfigMap"},
+    "pipeline-tensor": {"ConfigMap", "Deployment"},
     "recreate": {"Deployment"},
     "restart-token": {"Deployment"},
     "rolling-update-with-surge-only": {"Deployment", "PodDisruptionBudget"},

@@ -20,7 +20,8 @@ prompts of different lengths decoded together, compared token by token and score
 prompt alone. `make matrix` runs all of them again and writes this file.
 
 - **equal**: the same tokens, scores within {tolerance}; the number is the largest part of the weights that one of the ranks holds.
-- *static*: equal, but decoded in static batches, as the continuous engine would compute something else; the rank report says why.
+- *static*: equal, but decoded in static batches, as the continuous engine would compute something else or cannot follow the strategy; the
+  rank report says why.
 - refused: the object is refused before any weight is read, for the reason below the table.
 
 Accelerate is one process that may have 0.6 of the weights in memory, room for the layer that comes from disk included; the number is what
@@ -47,7 +48,9 @@ def text(results: Results, tolerance: float = 1e-3) -> str:
         for family in sorted(FAMILIES)
     ]
     libraries = ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in _LIBRARIES)
-    introduction = _INTRODUCTION.format(tolerance=tolerance, libraries=libraries, ranks="2 ranks on CPUs (gloo), float32")
+    introduction = _INTRODUCTION.format(
+        tolerance=tolerance, libraries=libraries, ranks="2 ranks, 4 under PipelineTensor, on CPUs (gloo), float32"
+    )
     head = ["| family | " + " | ".join(strategies) + " |", "|---" * (len(strategies) + 1) + "|"]
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join([introduction, *head, *rows, "", "## Reasons", "", *notes, ""])

@@ -30,6 +30,8 @@ CONTEXT_TOKENS = 32
 PATIENCE_SECONDS = 60
 SIZE = int(os.environ["WORLD_SIZE"])
 OF_ONE_PROCESS = ("Accelerate",)
+STAGES = 2
+IN_STAGES = ("Pipeline", "PipelineTensor")
 PART_IN_MEMORY = 0.6
 
 
@@ -62,6 +64,8 @@ def _settings(directory: Path, case: dict[str, Any], scratch: Path, size: int) -
     section = {**handler, "model_path": str(directory), "strategy": case["strategy"]}
     if case["strategy"] == "Accelerate":  # a part in memory, the rest on disk
         section["host_memory_bytes"] = int(ModelShape.read(directory).weight_bytes * PART_IN_MEMORY)
+    if case["strategy"] in IN_STAGES:
+        section["pipeline"] = STAGES
     config = {"torchrun": {"nproc-per-node": size}, "deepspeed": {"config": "ds-config.json"}, "handler": section}
     return Settings.from_model_config("model", scratch, config)
 

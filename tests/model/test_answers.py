@@ -80,6 +80,7 @@ def model(request):
         pytest.param((2, "DeepSpeed", "Continuous"), id="2-DeepSpeed-Continuous"),
         pytest.param((3, "DeepSpeed", "Continuous"), id="3-DeepSpeed-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py
         pytest.param((3, "Tensor", "Continuous"), id="3-Tensor-Continuous"),
+        pytest.param((3, "Pipeline", "Static"), id="3-Pipeline-Static"),
         pytest.param((2, "DeepSpeed", "Static"), id="2-DeepSpeed-Static", marks=pytest.mark.long),
     ],
 )
@@ -96,6 +97,8 @@ def degree(case):
 def answered(case, model, write_scenario, run_driver):
     degree, strategy, scheduler = case
     handler = {"strategy": strategy, "context_tokens": CONTEXT_TOKENS, "scheduler": scheduler, "concurrency": CONCURRENCY}
+    if strategy == "Pipeline":
+        handler["pipeline"] = degree
     return run_driver(write_scenario(model, degree, handler=handler, waves=copy.deepcopy(WAVES)), degree)
 
 
@@ -163,9 +166,9 @@ def test_every_rank_reports_its_share(answered, case, degree):
     assert {(rank["scheduler"], rank["scheduler_reason"]) for rank in answered["ranks"]} == {(case[2], "")}
     assert [rank["rank"] for rank in answered["ranks"]] == list(range(degree))
     assert {(rank["world_size"], rank["degree"], rank["strategy"], rank["dtype"]) for rank in answered["ranks"]} == {
-        (degree, degree, case[1], "float32")
+        (degree, 1 if case[1] == "Pipeline" else degree, case[1], "float32")
     }
-    heads = {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
+    heads = [(9, 3)] * 3 if case[1] == "Pipeline" else {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
     assert [(rank["heads"], rank["key_value_heads"]) for rank in answered["ranks"]] == heads
     head = HEAD_BYTES if degree > 1 and case[1] == "DeepSpeed" else 0
     for rank in answered["ranks"]:

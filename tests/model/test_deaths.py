@@ -29,7 +29,8 @@ def even_llama(tmp_path_factory):
 @pytest.fixture
 def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
     """Two ranks in the middle of a long answer; a collective waits at most 5 s."""
-    handler = {"collective_timeout_seconds": 5, "strategy": strategy, "scheduler": scheduler}
+    stages = {"pipeline": 2} if strategy == "Pipeline" else {}
+    handler = {"collective_timeout_seconds": 5, "strategy": strategy, "scheduler": scheduler, **stages}
     model = tiny_llama if strategy == "DeepSpeed" else even_llama
     ranks.start("watch", write_scenario(model, 2, handler=handler, waves=LONG), 2)
     for rank in range(2):
@@ -38,7 +39,8 @@ def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1)]
+    ("strategy", "scheduler", "victim"),
+    [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1), ("Pipeline", "Static", 0)],
 )
 def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     running.processes[victim].kill()
@@ -46,11 +48,13 @@ def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     assert running.words("failed", other).startswith(f"Rank {other}: the engine failed: ")
 
 
-@pytest.mark.parametrize(("strategy", "scheduler"), [("DeepSpeed", "Continuous"), ("Tensor", "Static")])
-def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running):
-    """The libraries' own groups would wait for half an hour."""
-    os.kill(running.processes[1].pid, signal.SIGSTOP)
-    assert running.words("failed", 0).startswith("Rank 0: the engine failed: ")
+@pytest.mark.parametrize(
+    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Static", 0)]
+)
+def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running, victim):
+    """The libraries' own groups would wait for half an hour; a later stage waits for what the one before it hands over."""
+    os.kill(running.processes[victim].pid, signal.SIGSTOP)
+    assert running.words("failed", 1 - victim).startswith(f"Rank {1 - victim}: the engine failed: ")
 
 
 def test_one_ranks_failed_self_test_is_every_ranks_refusal(tiny_llama, write_scenario, ranks):

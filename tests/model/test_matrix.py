@@ -26,11 +26,15 @@ EVERY_DAY = {
     "DeepSpeed": ["llama, 3 key-value heads", "gpt_neox", "bloom"],
     "Accelerate": ["llama, tied", "gpt2", "mixtral"],
     "Expert": ["gpt_oss", "mixtral", "qwen3_moe"],
+    "Pipeline": ["llama, tied", "gpt_oss, short window", "qwen3"],
+    "PipelineTensor": ["llama", "mixtral", "qwen3"],
     "Tensor": ["llama, odd sizes", "phi3", "gpt_neox", "mixtral"],
 }
 CASES = [(family, strategy) for strategy, few in EVERY_DAY.items() for family in (FAMILIES if IS_WHOLE else few)]
-RANKS = dict.fromkeys(EVERY_DAY, 2)
+RANKS = {**dict.fromkeys(EVERY_DAY, 2), "PipelineTensor": 4}
+STAGES = {"Pipeline": 2, "PipelineTensor": 2}
 TOLERANCE = 1e-3
+OTHERS = ("Strategy DeepSpeed cuts", "Strategy Pipeline cuts")
 PLANNED_WITHIN = 0.02
 """How far the bytes of a rank may be from those that `lmd plan` counts."""
 
@@ -54,7 +58,7 @@ def test_a_family_is_computed_as_in_one_process_or_refused(results, family, stra
     result = results[family, strategy]
     if not is_served(family, strategy):
         assert result["refused"].startswith("ModelRefusedError: ")
-        assert "Use strategy " in result["refused"] or "Strategy DeepSpeed cuts" in result["refused"], "it says what would work"
+        assert any(words in result["refused"] for words in ("Use strategy ", *OTHERS)), "it says what would work"
         return
     assert "refused" not in result, result["refused"]
     assert [answer["tokens"] for answer in result["made"]] == [answer["tokens"] for answer in result["expected"]]
@@ -67,9 +71,10 @@ def test_every_rank_holds_and_computes_what_is_planned(results, family, strategy
     result = results[family, strategy]
     if "refused" in result:
         return
-    shape, ranks = shape_of(result["config"]), RANKS[strategy]
-    split = Split(strategy, tensor=ranks, expert=ranks if strategy == "Expert" else 1)
-    predicted = [held(shape, split, 0, rank) * BYTES["float32"] for rank in range(ranks)]
+    shape, stages = shape_of(result["config"]), STAGES.get(strategy, 1)
+    tensor = RANKS[strategy] // stages
+    split = Split(strategy, tensor=tensor, pipeline=stages, expert=tensor if strategy == "Expert" else 1)
+    predicted = [held(shape, split, stage, rank) * BYTES["float32"] for stage in range(stages) for rank in range(tensor)]
     assert result["bytes"] == pytest.approx(predicted, rel=PLANNED_WITHIN)
     assert max(heads for heads, _ in result["heads"]) == heads_of_rank(shape, split)[0]
     assert max(heads for _, heads in result["heads"]) == heads_of_rank(shape, split)[1]
@@ -96,6 +101,7 @@ def is_served(family: str, strategy: str) -> bool:
         ("falcon, old", "DeepSpeed"),
         ("gpt_neox, tied", "Tensor"),
         ("gpt_oss, tied", "Expert"),
+        ("llama, 3 key-value heads", "PipelineTensor"),
         ("llama, 3 key-value heads", "Tensor"),
     }
     return family.partition(",")[0] in column.right and (family, strategy) not in unusual

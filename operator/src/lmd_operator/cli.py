@@ -60,7 +60,9 @@ def validate(sources: Sources, shape: Shape = None, models: Models = None, claim
             continue
         print(f"{origin}: {deployment.metadata.name} is valid")
         if deployment.spec.parallelism.tensor == "Auto":
-            print(f"{origin}: {deployment.metadata.name} runs {settled.strategy} at tensor degree {settled.tensor} ({settled.reason})")
+            stages = f" in {settled.pipeline} stages" if settled.pipeline > 1 else ""
+            what = f"{settled.strategy} at tensor degree {settled.tensor}{stages}"
+            print(f"{origin}: {deployment.metadata.name} runs {what} ({settled.reason})")
     stop_on(problems)
 
 

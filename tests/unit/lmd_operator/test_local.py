@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import yaml
 from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import LocalRunError
-from lmd_operator.local import devices, janitor, java, models, ports
+from lmd_operator.local import devices, janitor, java, models, ports, serve
 from lmd_operator.local.container import materialise
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.layout import Layout
@@ -24,6 +26,7 @@ from lmd_operator.resources.desired import desired
 from lmd_operator.settings import Settings
 
 EXAMPLES = Path(__file__).parents[3] / "crds" / "examples"
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
 THREE_RANKS = Plan(strategy="DeepSpeed", tensor=3, gpus_per_replica=0, threads_per_rank=1, reason="")
 
 
@@ -80,6 +83,29 @@ def test_missing_gpus_are_refused_instead_of_running_on_cpu(monkeypatch: pytest.
     with pytest.raises(LocalRunError, match="asks for 8 GPUs and this machine has 2"):
         devices.require_devices(plan)
     devices.require_devices(THREE_RANKS)
+
+
+@pytest.mark.parametrize(
+    ("reported", "words"),
+    [
+        pytest.param([(2, 2)] * 4, "", id="as planned"),
+        pytest.param([(4, 1)] * 4, "4 ranks at degree 2 in 2 stages were planned, but 4 reported, with degrees [4]", id="cut, not staged"),
+        pytest.param([(2, 1)] * 4, "but 4 reported, with degrees [2]", id="stages that are not there"),
+        pytest.param([(2, 2)] * 2, "but 2 reported", id="ranks that are not there"),
+    ],
+)
+def test_ranks_must_report_the_stages_that_were_planned(tmp_path: Path, reported: list[tuple[int, int]], words: str) -> None:
+    layout = Layout(root=str(tmp_path))
+    built = desired(parse(yaml.safe_load((SCENARIOS / "pipeline-tensor.yaml").read_text())), Settings(), layout)
+    held = {"parameter_bytes": 2**20, "model_bytes": 2**22, "device": "cpu"}
+    Path(layout.run).mkdir(parents=True)
+    ranks = [{"degree": degree, "pipeline": stages, **held} for degree, stages in reported]
+    (Path(layout.run) / serve.RANKS_FILE).write_text(json.dumps({"ranks": ranks}))
+    if not words:
+        assert serve._verified(built, layout).startswith("4 ranks on cpu verified")
+        return
+    with pytest.raises(LocalRunError, match=re.escape(words)):
+        serve._verified(built, layout)
 
 
 def test_java_comes_from_the_package_when_there_is_none_on_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,6 @@ def test_what_does_not_fit_ends_with_the_remedy(config: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "planned", "note"),
     [
-        ("Llama-3.1-70B", ("--link", "slow", "--memory", "141Gi"), "llama-70b: Pipeline ", "not available in this version"),
         ("Llama-3.1-405B", (), "llama-70b: PipelineTensor ", "the plan spans 5 nodes, which this version does not run"),
     ],
 )
@@ -153,6 +152,14 @@ def test_auto_of_a_model_on_this_machine_needs_no_option(tmp_path: Path) -> None
     assert "runs None at tensor degree 1" in out
 
 
+def test_stages_that_are_planned_are_told(config: Any) -> None:
+    manifest = yaml.safe_load(AUTO)
+    manifest["spec"] |= {"parallelism": {"strategy": "Pipeline", "tensor": "Auto"}, "accelerator": {"memory": "141Gi"}}
+    status, out, err = run("validate", "-", "--shape", config("Llama-3.1-70B"), stdin=yaml.safe_dump(manifest))
+    assert (status, err) == (0, "")
+    assert "runs Pipeline at tensor degree 1 in 4 stages" in out
+
+
 def test_a_degree_of_auto_is_settled_only_with_a_shape() -> None:
     spec = parse(yaml.safe_load(AUTO)).spec
     with pytest.raises(TypeError):
@@ -174,6 +181,22 @@ def test_a_degree_of_auto_is_settled_only_with_a_shape() -> None:
             spec.model_copy(update={"accelerator": spec.accelerator.model_copy(update={"memory": "1Gi"})}),
             shape=shape_of(PUBLISHED["Llama-3.1-70B"]),
         )
+
+
+def test_stages_are_settled_as_asked_or_as_planned() -> None:
+    spec = parse(yaml.safe_load(AUTO)).spec
+    asked = spec.parallelism.model_copy(update={"strategy": "PipelineTensor", "tensor": 2, "pipeline": 3})
+    settled = settle(spec.model_copy(update={"parallelism": asked}), cpu_cores=12)
+    assert (settled.strategy, settled.tensor, settled.pipeline, settled.ranks) == ("PipelineTensor", 2, 3, 6)
+    assert (settled.gpus_per_replica, settled.threads_per_rank) == (6, 2)
+    by_hand = spec.parallelism.model_copy(update={"tensor": 1, "pipeline": 2})
+    settled = settle(spec.model_copy(update={"parallelism": by_hand}))
+    assert (settled.strategy, settled.ranks, settled.reason[:5]) == ("Pipeline", 2, "Auto:")
+    planned = spec.parallelism.model_copy(update={"strategy": "Pipeline"})
+    larger = spec.accelerator.model_copy(update={"memory": "141Gi"})
+    settled = settle(spec.model_copy(update={"parallelism": planned, "accelerator": larger}), shape=shape_of(PUBLISHED["Llama-3.1-70B"]))
+    assert (settled.strategy, settled.tensor) == ("Pipeline", 1)
+    assert settled.gpus_per_replica == settled.pipeline == settled.ranks > 1
 
 
 def test_changes_are_named_by_their_paths() -> None:

@@ -54,6 +54,7 @@ WHOLE_NUMBERS = {
     "nproc-per-node",
     "OMP_NUMBER_THREADS",
     "concurrency",
+    "pipeline",
     "queue_size",
     "context_tokens",
     "collective_timeout_seconds",
@@ -98,6 +99,10 @@ PARALLELISM = st.one_of(
     st.builds(lambda degree: {"tensor": degree, "strategy": "DeepSpeed"}, st.integers(2, 1024)),
     st.builds(lambda degree: {"tensor": degree, "strategy": "Tensor"}, st.integers(2, 1024)),
     st.builds(lambda degree: {"expert": degree, "strategy": "Expert"}, st.integers(2, 256)),
+    st.builds(lambda stages: {"pipeline": stages, "strategy": "Pipeline"}, st.integers(2, 256)),
+    st.builds(
+        lambda degree, stages: {"tensor": degree, "pipeline": stages, "strategy": "PipelineTensor"}, st.integers(2, 64), st.integers(2, 16)
+    ),
     st.just({"strategy": "None"}),
     st.just({"strategy": "Accelerate"}),
     st.just({}),
@@ -174,7 +179,7 @@ relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[Health
 def test_one_degree_is_everywhere_the_same(source) -> None:
     built = build(source)
     asked = parse(source).spec.parallelism
-    degree = asked.expert if asked.strategy == "Expert" else asked.tensor
+    degree = asked.expert if asked.strategy == "Expert" else int(asked.tensor) * asked.pipeline
     config = yaml.safe_load(built.files.texts["model-config.yaml"])
     (container,) = children(built)["Deployment"]["spec"]["template"]["spec"]["containers"]
     amounts = container.get("resources", {})
@@ -192,7 +197,8 @@ def test_one_degree_is_everywhere_the_same(source) -> None:
         assert config.get("parallelLevel") == (1 if asked.strategy == "Accelerate" else None)
         assert config["handler"]["strategy"] == ("Accelerate" if asked.strategy == "Accelerate" else "None")
     else:
-        assert config["parallelType"] == "tp"
+        assert config["parallelType"] == {"Pipeline": "pp", "PipelineTensor": "pptp"}.get(asked.strategy, "tp")
+        assert config["handler"].get("pipeline", 1) == asked.pipeline
         assert config["torchrun"]["nproc-per-node"] == degree
         assert config["torchrun"]["nnodes"] == 1
         if config["handler"]["strategy"] == "DeepSpeed":

@@ -144,7 +144,11 @@ SPOILT: list[tuple[Callable[[Container], object], str]] = [
     (lambda c: c.config(maxWorkers=2), "model-config.yaml: maxWorkers is 2, must be 1."),
     (
         lambda c: c.config(parallelType=None),
-        "model-config.yaml: torchrun and parallelType: tp go together; one without the other starts no ranks.",
+        "model-config.yaml: torchrun and parallelType: tp, pp or pptp go together; one without the other starts no ranks.",
+    ),
+    (
+        lambda c: c.config(parallelType="tq"),
+        "model-config.yaml: torchrun and parallelType: tp, pp or pptp go together; one without the other starts no ranks.",
     ),
     (
         lambda c: c.config(torchrun={"nnodes": 2, "nproc-per-node": 2}),
@@ -158,7 +162,7 @@ SPOILT: list[tuple[Callable[[Container], object], str]] = [
     ),
     (
         lambda c: c.variables.pop("LOCAL_SIZE"),
-        "LOCAL_SIZE is not set; set it to the degree, 2, as DeepSpeed's CPU all-reduce crashes without it.",
+        "LOCAL_SIZE is not set; set it to the number of ranks, 2, as DeepSpeed's CPU all-reduce crashes without it.",
     ),
     (
         lambda c: c.properties.unlink(),
@@ -224,6 +228,20 @@ def test_one_process_needs_no_torchrun_and_no_local_size(container: Container) -
     (container.model / "model-config.yaml").write_text(yaml.safe_dump(text))
     del container.variables["LOCAL_SIZE"]
     assert container.problems() == []
+
+
+@pytest.mark.parametrize("kind", ["tp", "pp", "pptp"])
+def test_ranks_may_share_their_work_in_three_ways(container: Container, kind: str) -> None:
+    container.config(parallelType=kind)
+    assert container.problems() == []
+
+
+@pytest.mark.parametrize(("local_size", "problems"), [("4", 0), ("2", 1)])
+def test_ranks_of_all_stages_are_on_this_host(container: Container, local_size: str, problems: int) -> None:
+    handler = {**GOOD_CONFIG["handler"], "strategy": "PipelineTensor", "pipeline": 2}
+    container.config(parallelType="pptp", torchrun={"nnodes": 1, "nproc-per-node": 4}, handler=handler)
+    container.variables["LOCAL_SIZE"] = local_size
+    assert len(container.problems()) == problems
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,12 @@ def test_another_number_of_ranks_than_the_degree_is_refused(make_model_directory
         ranks.join(make_settings(make_model_directory(), degree=3))
 
 
+def test_ranks_are_counted_over_all_stages(make_model_directory, make_settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RankError, match="the launcher started 4 ranks, but the tensor-parallel degree is 3 and the pipeline's 2"):
+        ranks.join(make_settings(make_model_directory(), strategy="PipelineTensor", degree=6, pipeline=2))
+
+
 def test_a_world_size_that_is_no_number_is_refused(make_model_directory, make_settings, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(RankError, match="WORLD_SIZE is 'two' in the environment, not a number"):

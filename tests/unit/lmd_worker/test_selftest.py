@@ -106,6 +106,17 @@ def test_heads_are_those_that_are_computed(model, shape, family, expected):
     assert selftest.held_heads(model, of_two_ranks, SECOND_OF_TWO, "DeepSpeed") == (6, 3)
 
 
+def test_heads_of_a_stage_are_those_of_the_ranks_that_share_its_layers(model, shape):
+    """Phi-3's one projection does not tell, so they are counted."""
+    third_of_four = Group(rank=2, size=4, device=torch.device("cpu"))
+    fused = dataclasses.replace(shape, model_type="phi3")
+    assert selftest.held_heads(model, fused, third_of_four, "Pipeline", 4) == (6, 3)
+    for layer in model.model.layers:
+        del layer.self_attn.q_proj
+    of_uneven = dataclasses.replace(shape, heads=12, key_value_heads=6)
+    assert selftest.held_heads(model, of_uneven, third_of_four, "PipelineTensor", 2) == (6, 3)
+
+
 def test_ranks_that_choose_other_tokens_are_found_and_named():
     choices = [torch.tensor([1, 2]), torch.tensor([1, 2]), torch.tensor([1, 3])]
     assert selftest._divergence_complaint(choices).startswith(

@@ -8,14 +8,15 @@ from lmd_worker.engine import pages
 from lmd_worker.errors import ModelRefusedError, SettingsError
 from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import autotp, degrees, expert, families, native, offload, reading, single, tensor
+from lmd_worker.strategies import autotp, degrees, expert, families, native, offload, pipeline, reading, single, tensor
 
-STRATEGIES = {"Accelerate": offload, "DeepSpeed": autotp, "Expert": expert, "None": single, "Tensor": tensor}
+STRATEGIES = {"Accelerate": offload, "DeepSpeed": autotp, "Expert": expert, "None": single, "Pipeline": pipeline, "Tensor": tensor}
 CPU = Group(rank=0, size=1, device=torch.device("cpu"))
 ALONE = "Use strategy None, one process, if it fits one device."
-EXPERT = "Use strategy Expert, or None if it fits one device."
-EXPERT_OR_TENSOR = "Use strategy Expert or Tensor, or None if it fits one device."
-TENSOR = "Use strategy Tensor, or None if it fits one device."
+STAGES = "Use strategy Pipeline, or None if it fits one device."
+EXPERT = "Use strategy Expert or Pipeline, or None if it fits one device."
+EXPERT_OR_TENSOR = "Use strategy Expert, Tensor, Pipeline or PipelineTensor, or None if it fits one device."
+TENSOR = "Use strategy Tensor, Pipeline or PipelineTensor, or None if it fits one device."
 DEEPSPEED = "Use strategy DeepSpeed, or None if it fits one device."
 
 
@@ -44,7 +45,7 @@ def test_new_falcon_passes_and_old_does_not(guard):
     [
         ("gpt2", "DeepSpeed refuses GPT-2 by name", ALONE),
         ("gpt_bigcode", "its single fused key-value head cannot be cut: ranks without one fail", ALONE),
-        ("gpt_oss", "AutoTP does not cut its attention sinks", ALONE),
+        ("gpt_oss", "AutoTP does not cut its attention sinks", STAGES),
         ("olmo2", "its query norm spans all heads and AutoTP does not cut it", TENSOR),
         ("phi3", "transformers 5 slices its fused projection by the whole model's head count", TENSOR),
     ],
@@ -207,8 +208,9 @@ def test_families_measured_under_expert_pass(guard_expert, family):
 def test_models_without_experts_are_refused_with_who_serves_them(guard_expert):
     with pytest.raises(ModelRefusedError) as refused:
         guard_expert(experts=0)
-    assert (
-        str(refused.value) == "llama has no experts that could be spread. Use strategy DeepSpeed or Tensor, or None if it fits one device."
+    assert str(refused.value) == (
+        "llama has no experts that could be spread. "
+        "Use strategy DeepSpeed, Tensor, Pipeline or PipelineTensor, or None if it fits one device."
     )
 
 
@@ -224,6 +226,107 @@ def test_experts_and_heads_are_spread_only_evenly(guard_expert):
         "mixtral with 8 experts, 12 attention heads and 6 key-value heads cannot be cut to degree 3: "
         "transformers cuts heads and spreads experts only evenly; legal degrees: 1, 2."
     )
+
+
+@pytest.fixture
+def guard_stages(make_model_directory, make_settings):
+    def run(strategy="Pipeline", stages=2, degree=1, **config):
+        model = make_model_directory(**{"tie_word_embeddings": False, **config})
+        settings = make_settings(model, strategy=strategy, degree=stages * degree, pipeline=stages)
+        pipeline.guard(ModelShape.read(settings.model_path), settings)
+
+    return run
+
+
+@pytest.mark.parametrize("family", sorted(families.COLUMNS["Pipeline"].right))
+def test_families_measured_under_pipeline_pass(guard_stages, family):
+    guard_stages(stages=30, model_type=family)
+
+
+@pytest.mark.parametrize("family", sorted(families.COLUMNS["PipelineTensor"].right))
+def test_families_measured_under_pipeline_tensor_pass(guard_stages, family):
+    guard_stages("PipelineTensor", stages=2, degree=3, model_type=family)
+
+
+def test_more_stages_than_layers_are_refused_with_the_legal_numbers_and_who_can(guard_stages):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_stages(stages=31)
+    assert str(refused.value) == (
+        "llama with 30 layers cannot be dealt out over 31 stages: a stage would have none; legal pipeline degrees: 2 to 30. "
+        "Use strategy DeepSpeed or Tensor, or None if it fits one device."
+    )
+    with pytest.raises(ModelRefusedError, match=r"^llama with 1 layer cannot be dealt out over 2 stages: a stage would have none\. Use "):
+        guard_stages(stages=2, num_hidden_layers=1)
+
+
+def test_layers_of_stages_are_cut_only_evenly(guard_stages):
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_stages("PipelineTensor", degree=2)
+    assert str(refused.value) == (
+        "llama with 9 attention heads and 3 key-value heads cannot be cut to degree 2: transformers cuts heads only evenly; "
+        "legal degrees: 1, 3. Strategy Pipeline cuts none."
+    )
+
+
+@pytest.mark.parametrize("strategy", ["Pipeline", "PipelineTensor"])
+def test_another_version_of_the_library_than_was_proven_is_refused(guard_stages, monkeypatch, strategy):
+    monkeypatch.setattr(pipeline.metadata, "version", lambda name: "5.24.1")
+    with pytest.raises(ModelRefusedError) as refused:
+        guard_stages(strategy, degree=3 if strategy == "PipelineTensor" else 1)
+    assert str(refused.value) == (
+        f"strategy {strategy} was proven with transformers 5.23 and this worker has 5.24.1, whose pipeline may compute other tokens. "
+        "Use a worker with transformers 5.23. Use strategy DeepSpeed or Tensor, or None if it fits one device."
+    )
+
+
+def test_another_patch_of_the_version_is_not_refused(guard_stages, monkeypatch):
+    monkeypatch.setattr(pipeline.metadata, "version", lambda name: "5.23.7")
+    guard_stages()
+
+
+LAYER = {f"model.layers.{number}.mlp.up_proj.weight": (10, 10) for number in range(3)}
+ENDS = {"model.embed_tokens.weight": (6, 10), "model.norm.weight": (10,)}
+
+
+@pytest.mark.parametrize(
+    ("stages", "tied", "fullest"),
+    [
+        pytest.param(2, False, 100 * 2 + 10 + 60, id="the last stage has what does not divide, the norm and the head"),
+        pytest.param(3, False, 100 + 10 + 60, id="a layer each"),
+        pytest.param(3, True, 100 + 10 + 60, id="embeddings tied to the head are on both ends"),
+    ],
+)
+def test_the_share_is_that_of_the_fullest_stage(make_model_directory, stages, tied, fullest):
+    head = {} if tied else {"lm_head.weight": (6, 10)}
+    shape = ModelShape.read(make_model_directory(num_hidden_layers=3, tie_word_embeddings=tied, tensors={**LAYER, **ENDS, **head}))
+    whole = 300 + 60 + 10 + (0 if tied else 60)
+    assert degrees.stage_share(shape, 1, stages).part == pytest.approx(fullest / whole)
+    assert degrees.stage_share(shape, 3, stages).part == pytest.approx(fullest / whole * degrees.native_share(shape, 3).part)
+    assert not degrees.stage_share(shape, 1, stages).leaves_whole("model.layers.1.mlp.gate.weight")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "stages"),
+    [
+        pytest.param("Pipeline", 2, 1, id="ranks without a stage"),
+        pytest.param("Pipeline", 2, 4, id="stages without a rank"),
+        pytest.param("PipelineTensor", 3, 2, id="no whole number of ranks a stage"),
+        pytest.param("PipelineTensor", 2, 2, id="one rank a stage"),
+        pytest.param("Tensor", 2, 2, id="stages for a strategy that has none"),
+    ],
+)
+def test_ranks_and_stages_that_do_not_fit_each_other_are_refused(make_model_directory, make_settings, strategy, ranks, stages):
+    with pytest.raises(SettingsError) as refused:
+        make_settings(make_model_directory(), strategy=strategy, degree=ranks, pipeline=stages)
+    assert str(refused.value) == (
+        f"model-config.yaml: handler.pipeline is {stages} and torchrun.nproc-per-node {ranks}, which strategy {strategy} cannot be. "
+        "Render both from one object with `lmd render`."
+    )
+
+
+def test_degrees_of_stages_come_from_one_number(make_model_directory, make_settings):
+    settings = make_settings(make_model_directory(), strategy="PipelineTensor", degree=6, pipeline=2)
+    assert (settings.tensor, settings.pipeline, settings.ranks) == (3, 2, 6)
 
 
 def test_a_mixture_that_needs_the_disk_is_refused_before_its_weights_are_read(make_model_directory, make_settings, monkeypatch):
@@ -269,10 +372,12 @@ def test_encoders_and_encoder_decoders_are_refused(make_model_directory, make_se
 
 
 def test_refusal_comes_before_any_weight_is_read(make_model_directory, make_settings, monkeypatch):
-    def read(settings):
+    def read(settings, **placement):
         pytest.fail("weights were read")
 
     for module in (autotp, native, single, reading):
         monkeypatch.setattr(module, "read_model", read)
     with pytest.raises(ModelRefusedError, match="experts"):
         loading.load(make_settings(make_model_directory(model_type="mixtral", num_local_experts=8)))
+    with pytest.raises(ModelRefusedError, match="gpt_neox cannot be served with transformers' pipeline"):
+        loading.load(make_settings(make_model_directory(model_type="gpt_neox"), strategy="Pipeline", degree=2, pipeline=2))

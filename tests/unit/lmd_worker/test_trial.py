@@ -161,12 +161,12 @@ def test_one_request_of_a_tiny_context_is_enough_for_a_trial():
 
 @pytest.fixture
 def built(tmp_path):
-    def build(family, options, scheduler="Continuous", **changes):
+    def build(family, options, scheduler="Continuous", objection="", **changes):
         model = random_model(family, options)
         model.save_pretrained(tmp_path)
         shape = ModelShape.read(tmp_path)
         limits = Limits(**{"context_tokens": 64, "concurrency": 2, "queue_size": None, "stall_timeout_seconds": 60.0, **changes})
-        return building.build(scheduler, model, shape, ALONE, (shape.heads, shape.key_value_heads), limits)
+        return building.build(scheduler, model, shape, ALONE, (shape.heads, shape.key_value_heads), limits, objection)
 
     return build
 
@@ -180,6 +180,8 @@ def test_a_family_gets_the_engine_it_can_have_and_the_reason_is_told(built, capl
     assert reason in caplog.text
     engine, reason = built("llama", LLAMA, scheduler="Static")
     assert (type(engine), reason) == (StaticEngine, "")
+    engine, reason = built("llama", LLAMA, objection="of its strategy")
+    assert (type(engine), reason) == (StaticEngine, "llama cannot be decoded continuously: of its strategy")
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_would(built, monkeypatch):

@@ -20,7 +20,7 @@ from lmd_worker.engine.protocol import Engine
 from lmd_worker.report import RankReport
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import chosen
+from lmd_worker.strategies import chosen, static_reason
 from lmd_worker.text import Text
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     clock.log(group.rank, "loaded: type=%s disk_bytes=%d", shape.model_type, shape.weight_bytes)
     held = selftest.check(model, shape, group, strategy.share(shape, settings))
     clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
-    heads = selftest.held_heads(model, shape, group, settings.strategy)
+    heads = selftest.held_heads(model, shape, group, settings.strategy, settings.pipeline)
     limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
-    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits)
+    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits, static_reason(settings))
     scheduler = "Static" if reason else settings.scheduler
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)
@@ -90,6 +90,7 @@ def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads:
         world_size=group.size,
         strategy=settings.strategy,
         degree=settings.tensor,
+        pipeline=settings.pipeline,
         device=str(device),
         device_id=ranks.device_id(group.device),
         dtype=str(dtype).removeprefix("torch."),

@@ -82,9 +82,9 @@ def _model_directory(environment: Environment, variables: Mapping[str, str]) -> 
         yield f"{MODEL_CONFIG}: torchrun and deepspeed must be mappings."
         return
     local_size = variables.get("LOCAL_SIZE")
-    if settings.device == "cpu" and settings.tensor > 1 and local_size != str(settings.tensor):
+    if settings.device == "cpu" and settings.ranks > 1 and local_size != str(settings.ranks):
         told = f"LOCAL_SIZE is {local_size or 'not set'}"
-        yield f"{told}; set it to the degree, {settings.tensor}, as DeepSpeed's CPU all-reduce crashes without it."
+        yield f"{told}; set it to the number of ranks, {settings.ranks}, as DeepSpeed's CPU all-reduce crashes without it."
 
 
 def _is_custom(directory: Path) -> bool:
@@ -136,8 +136,8 @@ def _model_config(config: Mapping[str, Any]) -> Iterator[str]:
         if config.get("parallelLevel") != 1:
             yield f"{MODEL_CONFIG}: parallelLevel is {_yaml(config.get('parallelLevel'))}, must be 1: the frontend feeds one process."
         return
-    if not isinstance(torchrun, dict) or config.get("parallelType") != "tp":
-        yield f"{MODEL_CONFIG}: torchrun and parallelType: tp go together; one without the other starts no ranks."
+    if not isinstance(torchrun, dict) or config.get("parallelType") not in ("tp", "pp", "pptp"):
+        yield f"{MODEL_CONFIG}: torchrun and parallelType: tp, pp or pptp go together; one without the other starts no ranks."
         return
     if torchrun.get("nnodes", 1) != 1:
         yield f"{MODEL_CONFIG}: torchrun.nnodes is {torchrun['nnodes']}, must be 1; TorchServe cannot feed ranks of another node."

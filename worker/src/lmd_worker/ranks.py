@@ -78,12 +78,13 @@ class Group:
 def join(settings: Settings) -> Group:
     """Join the group that the launcher started; return when all ranks are in it.
 
-    Raises `RankError` when the launcher started another number of ranks than the degree, or this rank has no device of its own.
+    Raises `RankError` when the launcher started another number of ranks than the degrees make, or this rank has no device of its own.
     """
     rank, size, local_rank = (_number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    if size != settings.tensor:
+    if size != settings.ranks:
+        stages = f" and the pipeline's {settings.pipeline}" if settings.pipeline > 1 else ""
         raise RankError(
-            f"rank {rank}: the launcher started {size} ranks, but the tensor-parallel degree is {settings.tensor}. "
+            f"rank {rank}: the launcher started {size} ranks, but the tensor-parallel degree is {settings.tensor}{stages}. "
             "Render model-config.yaml and ds-config.json from one object."
         )
     device = _device(settings, local_rank)

@@ -15,8 +15,8 @@ class RankReport:
     """What one rank runs, as it is, not as it was asked.
 
     `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype.
-    `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU. `scheduler` is the one that runs, and
-    `scheduler_reason` says why where another was asked for.
+    `degree` is the tensor-parallel one and `pipeline` the number of stages. `device` is torch's name for it, `device_id` the GPU's
+    UUID or the host's CPU. `scheduler` is the one that runs, and `scheduler_reason` says why where another was asked for.
     """
 
     rank: int
@@ -32,6 +32,7 @@ class RankReport:
     key_value_heads: int
     pid: int
     versions: dict[str, str]
+    pipeline: int = 1
     scheduler: str = ""
     scheduler_reason: str = ""
 

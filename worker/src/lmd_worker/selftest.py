@@ -67,8 +67,11 @@ def on_this_rank(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str) -> tuple[int, int]:
-    """Return (query heads, key-value heads) this rank computes: read off its projections where they tell, or counted."""
+def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stages: int = 1) -> tuple[int, int]:
+    """Return (query heads, key-value heads) this rank computes: read off its projections where they tell, or counted.
+
+    Of several stages, each is as many ranks as share its layers.
+    """
     rows = {
         name.rpartition(".")[2]: on_this_rank(module.weight).shape[0]
         for name, module in model.named_modules()
@@ -76,7 +79,8 @@ def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str) -> tu
     }
     if len(rows) == 2 and (strategy == "DeepSpeed" or shape.model_type not in HEADS_LEFT_WHOLE):
         return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
-    return heads_of_rank(strategy, shape, group.rank, group.size)
+    sharing = group.size // stages
+    return heads_of_rank(strategy, shape, group.rank % sharing, sharing)
 
 
 def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, share: Share) -> str:

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmd_worker.errors import SettingsError
 
-Strategy = Literal["Accelerate", "DeepSpeed", "Expert", "None", "Tensor"]
+Strategy = Literal["Accelerate", "DeepSpeed", "Expert", "None", "Pipeline", "PipelineTensor", "Tensor"]
 _ONE_PROCESS = ("Accelerate", "None")
+_IN_STAGES = ("Pipeline", "PipelineTensor")
 DataType = Literal["bfloat16", "float16", "float32"]
 Scheduler = Literal["Continuous", "Static"]
 
@@ -35,6 +36,9 @@ class HandlerSection(BaseModel):
     concurrency: int = Field(ge=1, description="Requests decoded together.")
     queue_size: int | None = Field(default=None, ge=0, description="Requests that may wait beyond these; null: any number.")
     host_memory_bytes: int | None = Field(default=None, ge=0, description="Accelerate: host memory for weights; null: what is free.")
+    pipeline: int = Field(
+        default=1, ge=1, description="Stages of Pipeline and PipelineTensor; the ranks are these times the tensor degree."
+    )
     trust_remote_code: bool = False
     collective_timeout_seconds: int = Field(default=60, ge=1, description="After this long a collective without its peers fails.")
     stall_timeout_seconds: int = Field(default=300, ge=1, description="After this long without an engine turn the process ends.")
@@ -50,7 +54,8 @@ class Settings(BaseModel):
     strategy: Strategy
     dtype: DataType
     device: Literal["cpu", "cuda"]
-    tensor: int = Field(ge=1, description="The tensor-parallel degree = ranks = world size.")
+    tensor: int = Field(ge=1, description="The tensor-parallel degree; times `pipeline`, the ranks.")
+    pipeline: int = Field(ge=1, description="The number of stages among which the layers are dealt out.")
     context_tokens: int | None
     scheduler: Scheduler
     concurrency: int
@@ -66,7 +71,8 @@ class Settings(BaseModel):
         """Read the mapping TorchServe parsed from model-config.yaml.
 
         Raises `SettingsError`, naming file and key, when a key is missing, unknown or of the wrong type, when the degree
-        in `ds-config.json` differs from `torchrun.nproc-per-node`, or when more than one rank lacks a strategy that cuts.
+        in `ds-config.json` differs from `torchrun.nproc-per-node`, when more than one rank lacks a strategy that cuts, or when
+        the ranks are no whole number of stages.
         """
         try:
             section = HandlerSection.model_validate(config.get("handler", {}))
@@ -86,14 +92,20 @@ class Settings(BaseModel):
                 f"model-config.yaml: torchrun.nproc-per-node is {degree}, but handler.strategy {section.strategy} runs one process. "
                 "Use a strategy that cuts, or degree 1."
             )
+        _check_stages(section, degree)
         return cls(
             model_name=model_name,
             model_path=Path(section.model_path),
             device="cuda" if config.get("deviceType") == "gpu" else "cpu",
-            tensor=degree,
+            tensor=degree // section.pipeline,
             deepspeed_config=deepspeed_config,
             **section.model_dump(exclude={"model_path"}),
         )
+
+    @property
+    def ranks(self) -> int:
+        """Processes of one replica = the world's size."""
+        return self.tensor * self.pipeline
 
 
 def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
@@ -117,4 +129,20 @@ def _check_deepspeed(path: Path | None, degree: int) -> None:
         raise SettingsError(
             f"ds-config.json: tensor_parallel.tp_size is {tp_size}, but model-config.yaml starts {degree} ranks (torchrun.nproc-per-node). "
             "Render both from one object with `lmd render`."
+        )
+
+
+def _check_stages(section: HandlerSection, ranks: int) -> None:
+    """Raise `SettingsError` unless the ranks are as many as the stages, times two or more under PipelineTensor."""
+    stages = section.pipeline
+    if section.strategy not in _IN_STAGES:
+        is_right = stages == 1
+    elif section.strategy == "Pipeline":
+        is_right = ranks == stages
+    else:
+        is_right = ranks > stages and not ranks % stages
+    if not is_right:
+        raise SettingsError(
+            f"model-config.yaml: handler.pipeline is {stages} and torchrun.nproc-per-node {ranks}, which strategy {section.strategy} "
+            "cannot be. Render both from one object with `lmd render`."
         )

@@ -170,6 +170,13 @@ def _weights(path: Path) -> tuple[frozenset[str], int, int]:
     return frozenset(names), parameters, total
 
 
+def counts(path: Path) -> dict[str, int]:
+    """Return how many values each tensor on disk has, by name. Raises `ModelRefusedError` when a file is broken."""
+    return {
+        name: math.prod(entry["shape"]) for file in _safetensors(path) for name, entry in _header(file).items() if name != "__metadata__"
+    }
+
+
 def _refuse_missing_shards(path: Path, present: set[str]) -> None:
     index = path / "model.safetensors.index.json"
     if not index.exists():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 
-_BUILT = ("DeepSpeed", "Tensor", "Expert", "Accelerate", "None", "Auto")
+_BUILT = ("DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "None", "Auto")
 _STRATEGIES = f"choose {', '.join(_BUILT[:-1])} or {_BUILT[-1]}"
 
 
@@ -23,11 +23,6 @@ _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
         "spec.parallelism.strategy",
         lambda s: s.parallelism.strategy not in _BUILT,
         _later("names an engine that is", _STRATEGIES),
-    ),
-    (
-        "spec.parallelism.pipeline",
-        lambda s: s.parallelism.strategy == "Auto" and s.parallelism.pipeline > 1,
-        _later("above 1 is", "set it to 1 and use parallelism.tensor"),
     ),
     (
         "spec.parallelism.expert",

@@ -21,11 +21,12 @@ class Parallelism(ApiModel):
     """How one replica is split over devices. Each degree is written once; everything else derives from it."""
 
     strategy: Strategy = "Auto"
-    """Which engine cuts the model. `Auto` chooses and says why: one device gives None, more give DeepSpeed. A change rolls the pods."""
+    """Which engine cuts the model. `Auto` chooses and says why: one device gives None, more give DeepSpeed, stages a pipeline.
+    A change rolls the pods."""
     tensor: DegreeOrAuto = 1
     """Tensor-parallel degree: devices that share every layer. It sets the GPU request, the ranks and `tp_size`. `Auto` plans it."""
     pipeline: Annotated[int, Field(ge=1, le=256)] = 1
-    """Pipeline degree: devices among which the layers are dealt out. Default 1: no pipeline."""
+    """Pipeline degree: stages among which the layers are dealt out, each of `tensor` devices. Default 1: no pipeline."""
     expert: Annotated[int, Field(ge=1, le=256)] = 1
     """Expert-parallel degree of a mixture-of-experts model: the ranks of strategy Expert. Default 1: experts are not spread."""
 
@@ -72,6 +73,18 @@ class Parallelism(ApiModel):
             message="is above 1, but strategy Pipeline does not cut layers: set it to 1, or choose PipelineTensor",
             cel="self.strategy != 'Pipeline' || self.tensor == 1 || self.tensor == 'Auto'",
             holds=lambda self: self.strategy != "Pipeline" or self.tensor in (1, "Auto"),
+        ),
+        Rule(
+            field="pipeline",
+            message="is 1, but this strategy deals the layers out over stages: set it to 2 or more, or choose strategy Tensor or None",
+            cel="!(self.strategy in ['Pipeline', 'PipelineTensor']) || self.pipeline != 1 || self.tensor == 'Auto'",
+            holds=lambda self: self.strategy not in ("Pipeline", "PipelineTensor") or self.pipeline != 1 or self.tensor == "Auto",
+        ),
+        Rule(
+            field="tensor",
+            message="is 1, but strategy PipelineTensor cuts the layers of every stage: set it to 2 or more, or choose strategy Pipeline",
+            cel="self.strategy != 'PipelineTensor' || self.tensor != 1",
+            holds=lambda self: self.strategy != "PipelineTensor" or self.tensor != 1,
         ),
     )
 

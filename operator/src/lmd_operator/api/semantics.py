@@ -49,6 +49,13 @@ def _strategy(spec: Spec) -> list[Problem]:
                 "choose DeepSpeed or None, or write the degree",
             )
         )
+    if spec.handler is not None and strategy == "Auto" and spec.parallelism.pipeline > 1:
+        problems.append(
+            Problem(
+                "spec.parallelism.pipeline",
+                "is above 1, which our handler runs and spec.handler replaces: set it to 1, or remove spec.handler",
+            )
+        )
     if strategy not in _FOR_ANY_HANDLER and spec.engine.deepspeed != DeepSpeedOptions():
         problems.append(
             Problem("spec.engine.deepspeed", f"has no meaning under strategy {strategy}: remove it, or choose strategy DeepSpeed")

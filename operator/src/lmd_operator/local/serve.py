@@ -115,11 +115,11 @@ def _verified(built: Desired, layout: Layout) -> str:
     """Compare what the ranks report with the plan. Raises `LocalRunError` on a difference: what was asked must run."""
     path = Path(layout.run) / RANKS_FILE
     ranks = json.loads(path.read_text())["ranks"] if path.is_file() else []
-    degrees = {rank["degree"] for rank in ranks}
-    if len(ranks) != built.plan.ranks or degrees != {built.plan.tensor}:
+    plan, degrees = built.plan, {rank["degree"] for rank in ranks}
+    if len(ranks) != plan.ranks or degrees != {plan.tensor} or {rank.get("pipeline", 1) for rank in ranks} != {plan.pipeline}:
+        stages = f" in {plan.pipeline} stages" if plan.pipeline > 1 else ""
         raise LocalRunError(
-            f"{_ranks(built.plan.ranks)} at degree {built.plan.tensor} were planned, but {len(ranks)} reported, "
-            f"with degrees {sorted(degrees)}"
+            f"{_ranks(plan.ranks)} at degree {plan.tensor}{stages} were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}"
         )
     held = ", ".join(f"{rank['parameter_bytes'] / 2**20:.0f}" for rank in ranks)
     whole = ranks[0]["model_bytes"] / 2**20

@@ -45,20 +45,22 @@ TENSOR_WRONG = {
 }
 EXPERT_RIGHT = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
 EXPERT_WRONG = dict.fromkeys(_WITHOUT_TENSOR_PLAN | {"llama4", "llama4_text"}, "transformers 5.23 has no expert-parallel plan for it")
-_PIPELINE_RIGHT = frozenset({"gemma3_text", "gpt_oss", "llama", "mixtral", "phi3", "qwen3"})
-_PIPELINE_WRONG = {
-    "gpt_neox": "transformers' pipeline computes other logits (2.1 of 5.0 off)",
-    **dict.fromkeys(
-        ("bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt", "xglm"),
-        "transformers' pipeline wants a model with layers, embed_tokens and norm, and this one has other names",
-    ),
-}
-_PIPELINE_TENSOR_RIGHT = frozenset({"llama", "mixtral", "qwen3"})
+PIPELINE_RIGHT = frozenset(
+    {
+        "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo2",
+        "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
+    }
+)  # fmt: skip
+PIPELINE_WRONG = dict.fromkeys(
+    ("bloom", "dbrx", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt", "phi", "xglm"),
+    "transformers' pipeline wants a model with layers, embed_tokens and norm, and this one has other names",
+)
+PIPELINE_TENSOR_RIGHT = PIPELINE_RIGHT & TENSOR_RIGHT
 _ZERO_RIGHT = frozenset({"gpt_neox", "llama", "mixtral"})
 
 MIXTURES = frozenset({"dbrx", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
 """Families of the matrix whose models have experts."""
-KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | TENSOR_RIGHT | EXPERT_RIGHT | _PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
+KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | TENSOR_RIGHT | EXPERT_RIGHT | PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
 """Families that were tried under some engine."""
 
 WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
@@ -100,12 +102,12 @@ def finding(shape: ModelShape, engine: Engine) -> Finding:
     if engine == "Expert":
         return _expert(shape)
     if engine == "Pipeline":
-        return _listed(shape, _PIPELINE_RIGHT, _PIPELINE_WRONG, "transformers' pipeline, repaired")
+        return _listed(shape, PIPELINE_RIGHT, PIPELINE_WRONG, "transformers' pipeline, repaired")
     if engine == "PipelineTensor":
         cut = _tensor(shape)
         if cut.verdict == "wrong":
             return cut
-        return _listed(shape, _PIPELINE_TENSOR_RIGHT, _PIPELINE_WRONG, "transformers' pipeline over its tensor parallelism, repaired")
+        return _listed(shape, PIPELINE_TENSOR_RIGHT, PIPELINE_WRONG, "transformers' pipeline over its tensor parallelism, repaired")
     return _listed(shape, _ZERO_RIGHT, {}, "DeepSpeed stage 3 with parameters on the host")
 
 

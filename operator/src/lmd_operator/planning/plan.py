@@ -18,7 +18,7 @@ from lmd_operator.planning.memory import DeviceMemory
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
-PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Tensor", "None"]
+PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor", "None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,24 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
     Raises `InvalidSpecError` when nothing fits, or what fits cannot be run by this version.
     """
     asked, memory, limit = spec.parallelism, None, None
+    pipeline = asked.pipeline
     tensor = asked.expert if asked.strategy == "Expert" else asked.tensor
     if isinstance(tensor, int):
-        strategy, reason = _strategy(asked.strategy, tensor)
+        strategy, reason = _strategy(asked.strategy, tensor, pipeline)
     elif shape is not None:
         answer = _planned(spec, shape)
-        strategy, tensor, reason = _runnable(answer, shape), answer.split.tensor, f"Auto: {'; '.join(answer.reasons)}"
+        strategy, reason = _runnable(answer, shape), f"Auto: {'; '.join(answer.reasons)}"
+        tensor, pipeline = answer.split.tensor, answer.split.pipeline
         memory, limit = answer.memory, answer.limit
     else:
         raise TypeError("a tensor degree of Auto is planned from the model's shape; find that out first")
     return Plan(
         strategy=strategy,
         tensor=tensor,
-        gpus_per_replica=0 if spec.accelerator.type == "CPU" else tensor,
-        threads_per_rank=max(1, int((cpu_cores or 0) // tensor)),
+        gpus_per_replica=0 if spec.accelerator.type == "CPU" else tensor * pipeline,
+        threads_per_rank=max(1, int((cpu_cores or 0) // (tensor * pipeline))),
         reason=reason,
+        pipeline=pipeline,
         expert=tensor if strategy == "Expert" else 1,
         memory=memory,
         limit=limit,
@@ -98,7 +101,12 @@ def _runnable(answer: Planned, shape: ModelShape) -> PlannedStrategy:
     return strategy
 
 
-def _strategy(asked: str, tensor: int) -> tuple[PlannedStrategy, str]:
+def _strategy(asked: str, tensor: int, pipeline: int) -> tuple[PlannedStrategy, str]:
+    origin = "Auto" if asked == "Auto" else "asked for"
+    if pipeline > 1 and tensor > 1:
+        return "PipelineTensor", f"{origin}: the layers are dealt out over {pipeline} stages, each cut over {tensor} ranks"
+    if pipeline > 1:
+        return "Pipeline", f"{origin}: the layers are dealt out over {pipeline} ranks, which compute one after the other"
     if asked == "DeepSpeed":
         return "DeepSpeed", f"asked for: DeepSpeed cuts every layer over {tensor} ranks"
     if asked == "Accelerate":

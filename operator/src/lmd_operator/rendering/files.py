@@ -39,6 +39,8 @@ DEFAULT_CONTEXT_TOKENS = 8192
 CUSTOM_BATCH_DELAY_MILLISECONDS = 10
 """What a batch waits for more requests; next to nothing beside one step of a large model."""
 COLLECTIVE_TIMEOUT_SECONDS = 60
+_PARALLEL_TYPES = {"Pipeline": "pp", "PipelineTensor": "pptp"}
+"""The frontend's words for how the ranks of a strategy share their work; for all others it is "tp"."""
 REVISION_LENGTH = 10
 
 
@@ -115,7 +117,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     if plan.strategy == "Accelerate":
         config |= {"parallelType": "custom", "parallelLevel": 1}
     if plan.ranks > 1:
-        config["parallelType"] = "tp"
+        config["parallelType"] = _PARALLEL_TYPES.get(plan.strategy, "tp")
         config["torchrun"] = {
             "nnodes": 1,
             "nproc-per-node": plan.ranks,
@@ -161,6 +163,8 @@ def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> di
         "collective_timeout_seconds": COLLECTIVE_TIMEOUT_SECONDS,
         "stall_timeout_seconds": engine.torch_serve.response_timeout_seconds,
     }
+    if plan.pipeline > 1:
+        section["pipeline"] = plan.pipeline
     if engine.context_tokens is not None:
         section["context_tokens"] = engine.context_tokens
     if engine.accelerate.host_memory is not None:

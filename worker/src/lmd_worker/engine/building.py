@@ -31,11 +31,12 @@ class Limits:
 
 
 def build(
-    scheduler: Scheduler, model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], limits: Limits
+    scheduler: Scheduler, model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], limits: Limits, objection: str = ""
 ) -> tuple[RunningEngine, str]:
     """Return the engine and, where it is not the one asked for, why; the same on every rank, and every rank must call it.
 
-    `heads` are this rank's query and key-value heads. Raises `ModelRefusedError` on every rank when one has no room for the cache.
+    `heads` are this rank's query and key-value heads, `objection` why its strategy keeps to the static engine, if it does.
+    Raises `ModelRefusedError` on every rank when one has no room for the cache.
     """
     options = {
         "context_tokens": limits.context_tokens,
@@ -46,7 +47,7 @@ def build(
     }
     if scheduler == "Static":
         return StaticEngine(model, group, **options), ""
-    cache, reason = _cache(model, shape, group, heads, limits)
+    cache, reason = (None, objection) if objection else _cache(model, shape, group, heads, limits)
     if cache is not None:
         return ContinuousEngine(model, group, cache, **options), ""
     reason = f"{shape.model_type} cannot be decoded continuously: {reason}"

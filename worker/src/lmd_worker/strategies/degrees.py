@@ -6,15 +6,19 @@ cut is torch's `Shard`: pieces of ceil(size / ranks).
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from lmd_worker.errors import ModelRefusedError
-from lmd_worker.shape import ModelShape
-from lmd_worker.strategies.families import COLUMNS, EMBEDDINGS_LEFT_WHOLE, HEADS_LEFT_WHOLE
+from lmd_worker.shape import ModelShape, counts
+from lmd_worker.strategies.families import COLUMNS, EMBEDDINGS_LEFT_WHOLE, HEADS_LEFT_WHOLE, PIPELINES, instead
 from lmd_worker.strategies.share import Share
 
 _MOST = 256
 _REASONS = {
     "DeepSpeed": "a rank would have no key-value head",
     "Expert": "transformers cuts heads and spreads experts only evenly",
+    "PipelineTensor": "transformers cuts heads only evenly",
     "Tensor": "transformers cuts heads only evenly",
 }
 _LISTED = 12
@@ -26,6 +30,8 @@ _LEFT_WHOLE = {
 }
 """What transformers' plans leave whole, by pieces of parameter names, beside routers, norms and biases."""
 _ROUTERS = (".gate.", ".router.")
+_LAYER = re.compile(r"\.(\d+)\.")
+"""The first number in a parameter's name is its layer's."""
 
 
 def legal_degrees(strategy: str, shape: ModelShape) -> list[int]:
@@ -39,6 +45,8 @@ def legal_degrees(strategy: str, shape: ModelShape) -> list[int]:
         return [degree for degree in legal_degrees("Tensor", shape) if not shape.experts % degree]
     if strategy == "DeepSpeed":
         return list(range(1, shape.key_value_heads + 1))
+    if strategy == "Pipeline":
+        return [1]
     if ".self_attn." in _LEFT_WHOLE.get(shape.model_type, ()):
         return list(range(1, _MOST + 1))
     return [degree for degree in range(1, shape.key_value_heads + 1) if not (shape.heads % degree or shape.key_value_heads % degree)]
@@ -53,6 +61,18 @@ def guard_degree(strategy: str, shape: ModelShape, degree: int) -> None:
     raise ModelRefusedError(
         f"{shape.model_type} with {experts}{shape.heads} attention heads and {shape.key_value_heads} key-value heads "
         f"cannot be cut to degree {degree}: {_REASONS[strategy]}; legal degrees: {_listed(legal)}.{_uneven(strategy, shape, degree)}"
+    )
+
+
+def guard_stages(strategy: str, shape: ModelShape, stages: int) -> None:
+    """Raise `ModelRefusedError` naming the legal pipeline degrees unless every stage gets a layer."""
+    if stages <= shape.layers:
+        return
+    legal = f"; legal pipeline degrees: {_listed(list(range(2, shape.layers + 1)))}" if shape.layers > 1 else ""
+    layers = "1 layer" if shape.layers == 1 else f"{shape.layers} layers"
+    raise ModelRefusedError(
+        f"{shape.model_type} with {layers} cannot be dealt out over {stages} stages: a stage would have none{legal}. "
+        f"{instead(shape, besides=PIPELINES)}"
     )
 
 
@@ -87,8 +107,37 @@ def native_share(shape: ModelShape, degree: int) -> Share:
     )
 
 
+def stage_share(shape: ModelShape, tensor: int, stages: int) -> Share:
+    """Return what the fullest rank may hold of the fullest stage, whose layers are cut as `native_share` says where `tensor` is above 1."""
+    part = fullest_stage(shape, stages)
+    if tensor == 1:
+        return Share(part=part, embeddings_are_whole=False, head_is_apart=False)
+    cut = native_share(shape, tensor)
+    return replace(cut, part=part * cut.part)
+
+
+def fullest_stage(shape: ModelShape, stages: int) -> float:
+    """Return the part of the weights that is on the stage with most of them.
+
+    Each stage has equally many layers, the last the rest as well; the first embeds, and the last has the norm and the head, or the
+    embeddings again where the head is tied to them (transformers 5.23, distributed/pipeline_parallel.py).
+    """
+    held = [0] * stages
+    for name, count in counts(shape.path).items():
+        if number := _LAYER.search(name):
+            held[min(int(number[1]) // (shape.layers // stages), stages - 1)] += count
+        elif "embed_tokens" not in name:
+            held[-1] += count
+        else:
+            for stage in {0, stages - 1} if shape.tied_embeddings else {0}:
+                held[stage] += count
+    return max(held) / shape.parameters
+
+
 def _uneven(strategy: str, shape: ModelShape, degree: int) -> str:
-    """Return that DeepSpeed can do what this strategy cannot, where it can."""
+    """Return who can do what this strategy cannot, where one can: DeepSpeed, or a pipeline of whole layers."""
+    if strategy == "PipelineTensor":
+        return " Strategy Pipeline cuts none."
     if strategy == "DeepSpeed" or COLUMNS["DeepSpeed"].objection(shape) or degree not in legal_degrees("DeepSpeed", shape):
         return ""
     return " Strategy DeepSpeed cuts unevenly and can do this one."

@@ -7,7 +7,7 @@ too: engines guess the layout of what they do not know, and some go on with a wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from lmd_worker.errors import ModelRefusedError
@@ -66,6 +66,8 @@ def _tied_objection(shape: ModelShape) -> str:
     return ""
 
 
+PIPELINES = frozenset({"Pipeline", "PipelineTensor"})
+"""Strategies that deal the layers out."""
 EMBEDDINGS_LEFT_WHOLE = frozenset({"gpt_neox", "gpt_oss"})
 """Families whose embeddings transformers' plan does not cut."""
 HEADS_LEFT_WHOLE = frozenset({"deepseek_v3", "gpt_oss", "olmo2", "phi3"})
@@ -76,6 +78,38 @@ whose three projections are one).
 """
 
 _NO_PLAN = "transformers 5.23 has no tensor-parallel plan for it"
+_UNCUT = {
+    **dict.fromkeys(("bloom", "falcon", "gpt2", "gpt_bigcode", "gptj", "mpt", "opt", "stablelm"), _NO_PLAN),
+    "gpt_oss": "its plan cuts the experts only when they are spread, so every rank would hold all of them",
+}
+_STAGED_RIGHT = frozenset(
+    {
+        "cohere",
+        "deepseek_v3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "gpt_oss",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "stablelm",
+        "starcoder2",
+    }
+)
+_STAGED_WRONG = dict.fromkeys(
+    ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "mpt", "opt", "phi"),
+    "it wants a model with layers, embed_tokens and norm, and this one has other names",
+)
+_MIXTURES_RIGHT = frozenset({"deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe"})
 _DENSE_RIGHT = frozenset(
     {
         "cohere",
@@ -139,11 +173,15 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "Tensor": Column(
         engine="transformers' tensor parallelism",
-        right=_DENSE_RIGHT | {"deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe"},
-        wrong={
-            **dict.fromkeys(("bloom", "falcon", "gpt2", "gpt_bigcode", "gptj", "mpt", "opt", "stablelm"), _NO_PLAN),
-            "gpt_oss": "its plan cuts the experts only when they are spread, so every rank would hold all of them",
-        },
+        right=_DENSE_RIGHT | _MIXTURES_RIGHT,
+        wrong=_UNCUT,
+        objects=_tied_objection,
+    ),
+    "Pipeline": Column(engine="transformers' pipeline", right=_STAGED_RIGHT, wrong=_STAGED_WRONG),
+    "PipelineTensor": Column(
+        engine="transformers' pipeline over its tensor parallelism",
+        right=_STAGED_RIGHT & (_DENSE_RIGHT | _MIXTURES_RIGHT),
+        wrong={**_STAGED_WRONG, **_UNCUT},
         objects=_tied_objection,
     ),
 }
@@ -165,9 +203,11 @@ def guard_plain(shape: ModelShape, engine: str) -> None:
         )
 
 
-def instead(shape: ModelShape) -> str:
-    """Return the sentence that names the strategies under which this model's family is served."""
-    others = [name for name, column in COLUMNS.items() if not column.objection(shape)]
+def instead(shape: ModelShape, besides: Collection[str] = ()) -> str:
+    """Return the sentence that names the strategies under which this model's family is served, without those in `besides`."""
+    others = [name for name, column in COLUMNS.items() if name not in besides and not column.objection(shape)]
     if not others:
         return "Use strategy None, one process, if it fits one device."
-    return f"Use strategy {' or '.join(others)}, or None if it fits one device."
+    *several, last = others
+    named = f"{', '.join(several)} or {last}" if several else last
+    return f"Use strategy {named}, or None if it fits one device."

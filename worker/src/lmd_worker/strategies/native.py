@@ -28,7 +28,7 @@ def guard(strategy: str, shape: ModelShape, settings: Settings) -> None:
     degrees.guard_degree(strategy, shape, settings.tensor)
 
 
-def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1) -> Any:
+def load(settings: Settings, group: Group, *, tensor: int = 1, expert: int = 1, pipeline: int = 1) -> Any:
     """Return this rank's share of the model, on its device, cut to these degrees.
 
     Raises `RankError` when transformers would put the share elsewhere than on the rank's device.
@@ -43,7 +43,7 @@ def load(settings: Settings, group: Group, *, tensor: int, expert: int = 1) -> A
             f"transformers would cut the model over {torch.accelerator.current_accelerator()}, but this is a rank on the CPU. "
             "Hide the devices from it (CUDA_VISIBLE_DEVICES=), or use strategy DeepSpeed."
         )
-    model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert))
+    model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert, pp_size=pipeline))
     group.barrier()
     _limit_patience(model, settings.collective_timeout_seconds)
     return model

@@ -1,0 +1,87 @@
+"""What transformers' pipeline lacks, put right for a model's stage: how much is cached, what it is handed, which rules of a plan it has.
+
+transformers 5.23 keeps the layers' numbers of the whole model on every stage. Masks are made from the cache of the first layer, which
+later stages do not compute and so find empty; a batch with padding then attends to the wrong places. What is handed over takes the
+place of embeddings, which some models scale. And the tensor-parallel plan is written out for all layers before those of other stages go,
+so that cutting stops at the first one that is gone. The repairs are of this process's model alone; nothing of the library stays changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.distributed import mixin
+from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
+
+_SCALE = "embedding_multiplier"
+"""What Granite multiplies embeddings by, and on later stages what it is handed: a hidden state, scaled long ago."""
+
+
+class StageCache(DynamicCache):
+    """A key-value cache that one stage fills; asked about a layer of another stage, it answers for one of its own of the same kind."""
+
+    def __init__(self, config: PreTrainedConfig, layers: range) -> None:
+        """`layers` are the numbers of the stage's own layers in the whole model."""
+        super().__init__(config=config)
+        self._own = layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens that are cached, the same for every layer."""
+        return int(super().get_seq_length(layer_idx if layer_idx in self._own else self._own.start))
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the keys that a mask for such a layer spans and the first one's place.
+
+        Layers with a window span less. A stage that has no layer of the kind makes a mask that nothing uses, over everything.
+        """
+        kinds = self.is_sliding
+        alike = [own for own in self._own if kinds[own] == kinds[layer_idx]]
+        if not alike:
+            return self.get_seq_length() + query_length, 0
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length, alike[0])
+        return sizes
+
+
+def own_layers(model: Any) -> range:
+    """Return the numbers of the layers that this rank's stage computes."""
+    stage, layers = model._pp_stage, getattr(model, model.base_model_prefix).layers
+    return range(*stage.layer_range_for_rank(stage.pp_rank, len(layers)))
+
+
+def repair(model: Any) -> None:
+    """Make a loaded model of a stage compute what the same layers compute in one process."""
+    layers, base = own_layers(model), getattr(model, model.base_model_prefix)
+    if layers.start > 0 and hasattr(base, _SCALE):
+        setattr(base, _SCALE, 1.0)
+    _generate_with_own_cache(model, layers)
+
+
+def _generate_with_own_cache(model: Any, layers: range) -> None:
+    """Make `model.generate` keep its keys and values in a cache that knows the stage's layers, a new one for every call."""
+    plain, config = model.generate, model.config.get_text_config(decoder=True)
+
+    def generate(**asked: Any) -> Any:
+        return plain(**asked, past_key_values=StageCache(config, layers))
+
+    model.generate = generate
+
+
+@contextmanager
+def rules_of_own_stage() -> Iterator[None]:
+    """While this lasts, models that are loaded are cut by the rules for what their stage has, and not by those for other stages."""
+    library: Any = mixin
+    apply = library.apply_tensor_parallelism
+
+    def apply_own(model: Any, mesh: Any, plan: Mapping[str, str]) -> Any:
+        here = {name for name, module in model.named_modules() if not isinstance(module, PipelineIdentityLayer)}
+        here.update(name for name, _ in model.named_parameters())
+        return apply(model, mesh, {name: style for name, style in plan.items() if name in here})
+
+    library.apply_tensor_parallelism = apply_own
+    try:
+        yield
+    finally:
+        library.apply_tensor_parallelism = apply
