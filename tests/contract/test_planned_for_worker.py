@@ -21,7 +21,6 @@ from lmd_worker.strategies import families as worker_families
 
 UNIT = Path(__file__).parents[1] / "unit" / "lmd_operator"
 CUTTING: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor")
-CONTINUOUS: tuple[Engine, ...] = ("DeepSpeed", "Expert", "Tensor")
 PUBLISHED = json.loads((UNIT / "published_models.json").read_text())
 PAGED = ("gemma2", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
@@ -94,14 +93,15 @@ def test_both_take_the_same_context_where_none_is_asked_for() -> None:
 @settings(max_examples=100)
 @given(
     entry=st.sampled_from([entry for entry in PUBLISHED if entry["config"]["model_type"] in PAGED]),
-    strategy=st.sampled_from(CONTINUOUS),
+    strategy=st.sampled_from(CUTTING),
     degree=st.integers(1, 8),
+    stages=st.integers(2, 5),
     context=st.integers(16, 100_000),
     concurrency=st.integers(1, 300),
     dtype=st.sampled_from(["bfloat16", "float32"]),
 )
 def test_both_compute_the_same_bytes_of_cache(
-    entry: dict[str, Any], strategy: Engine, degree: int, context: int, concurrency: int, dtype: str
+    entry: dict[str, Any], strategy: Engine, degree: int, stages: int, context: int, concurrency: int, dtype: str
 ) -> None:
     import torch
 
@@ -111,6 +111,8 @@ def test_both_compute_the_same_bytes_of_cache(
     theirs = worker_shape.ModelShape.of(Path("/m"), entry["config"], names=(), weight_files=(), parameters=0, weight_bytes=0)
     degree = max(legal for legal in degrees.legal_degrees(strategy, theirs) if legal <= degree)
     heads, key_value_heads = degrees.heads_of_rank(strategy, theirs, 0, degree)
-    cache = CacheShape(shape.layers, heads, key_value_heads, shape.head_dim, getattr(torch, dtype), context, concurrency)
-    split = Split(strategy, tensor=degree) if degree > 1 else Split("None")
+    stages = stages if strategy.startswith("Pipeline") else 1
+    layers = degrees.layers_of_rank(theirs, degree * stages - 1, degree, stages)
+    cache = CacheShape(len(layers), heads, key_value_heads, shape.head_dim, getattr(torch, dtype), context, concurrency)
+    split = Split(strategy, tensor=degree, pipeline=stages) if degree * stages > 1 else Split("None")
     assert key_value_bytes(shape, split, Load(context, concurrency, dtype)) == cache.bytes

@@ -67,14 +67,20 @@ def request(port: int, path: str, body: object = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("family", "parallelism", "ranks"),
+    ("family", "parallelism", "ranks", "scheduler"),
     [
-        pytest.param("gpt_oss, short window", {"strategy": "Pipeline", "pipeline": 2}, 2, id="two stages"),
-        pytest.param("llama", {"strategy": "PipelineTensor", "tensor": 2, "pipeline": 2}, 4, id="two cut stages"),
+        pytest.param("gpt_oss, short window", {"strategy": "Pipeline", "pipeline": 2}, 2, "Static", id="two stages"),
+        pytest.param("llama", {"strategy": "PipelineTensor", "tensor": 2, "pipeline": 2}, 4, "Continuous", id="two cut stages"),
     ],
 )
 def test_requests_side_by_side_get_the_tokens_of_one_process(
-    start: Callable[..., Any], write: Callable[..., Path], tmp_path: Path, family: str, parallelism: dict[str, Any], ranks: int
+    start: Callable[..., Any],
+    write: Callable[..., Path],
+    tmp_path: Path,
+    family: str,
+    parallelism: dict[str, Any],
+    ranks: int,
+    scheduler: str,
 ) -> None:
     serving = start(manifest=write(family, parallelism))
     assert f"{ranks} ranks on cpu verified" in serving.wait_for("ready after")
@@ -93,7 +99,6 @@ def test_requests_side_by_side_get_the_tokens_of_one_process(
 
     report = request(port, "lmd/report")["ranks"]
     assert [(rank["rank"], rank["strategy"], rank["pipeline"], rank["scheduler"]) for rank in report] == [
-        (number, parallelism["strategy"], 2, "Static") for number in range(ranks)
+        (number, parallelism["strategy"], 2, scheduler) for number in range(ranks)
     ]
-    assert report[0]["scheduler_reason"].endswith("cannot be decoded continuously: its layers are not all on one device")
     serving.end()

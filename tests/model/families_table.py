@@ -20,8 +20,7 @@ prompts of different lengths decoded together, compared token by token and score
 prompt alone. `make matrix` runs all of them again and writes this file.
 
 - **equal**: the same tokens, scores within {tolerance}; the number is the largest part of the weights that one of the ranks holds.
-- *static*: equal, but decoded in static batches, as the continuous engine would compute something else or cannot follow the strategy; the
-  rank report says why.
+- *static*: equal, but decoded in static batches, as the continuous engine would compute something else; the rank report says why.
 - refused: the object is refused before any weight is read, for the reason below the table.
 
 Accelerate is one process that may have 0.6 of the weights in memory, room for the layer that comes from disk included; the number is what

@@ -80,7 +80,7 @@ def model(request):
         pytest.param((2, "DeepSpeed", "Continuous"), id="2-DeepSpeed-Continuous"),
         pytest.param((3, "DeepSpeed", "Continuous"), id="3-DeepSpeed-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py
         pytest.param((3, "Tensor", "Continuous"), id="3-Tensor-Continuous"),
-        pytest.param((3, "Pipeline", "Static"), id="3-Pipeline-Static"),
+        pytest.param((3, "Pipeline", "Continuous"), id="3-Pipeline-Continuous"),
         pytest.param((2, "DeepSpeed", "Static"), id="2-DeepSpeed-Static", marks=pytest.mark.long),
     ],
 )
@@ -171,6 +171,7 @@ def test_every_rank_reports_its_share(answered, case, degree):
     heads = [(9, 3)] * 3 if case[1] == "Pipeline" else {1: [(9, 3)], 2: [(6, 2), (3, 1)], 3: [(3, 1)] * 3}[degree]
     assert [(rank["heads"], rank["key_value_heads"]) for rank in answered["ranks"]] == heads
     head = HEAD_BYTES if degree > 1 and case[1] == "DeepSpeed" else 0
+    most = 0.9 if case[1] == "Pipeline" else 0.8  # the last of three stages has three of five layers and the embeddings
     for rank in answered["ranks"]:
-        assert (rank["parameter_bytes"] < 0.8 * (rank["model_bytes"] + head)) == (degree > 1)
+        assert (rank["parameter_bytes"] < most * (rank["model_bytes"] + head)) == (degree > 1)
     print(f"ranks={degree} {answered['figures']}")

@@ -40,7 +40,7 @@ def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
 
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "victim"),
-    [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1), ("Pipeline", "Static", 0)],
+    [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1), ("Pipeline", "Continuous", 0)],
 )
 def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     running.processes[victim].kill()
@@ -49,7 +49,7 @@ def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Static", 0)]
+    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Continuous", 0)]
 )
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running, victim):
     """The libraries' own groups would wait for half an hour; a later stage waits for what the one before it hands over."""

@@ -82,7 +82,7 @@ def test_what_does_not_fit_ends_with_the_remedy(config: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "planned", "note"),
     [
-        ("Llama-3.1-405B", (), "llama-70b: PipelineTensor ", "the plan spans 5 nodes, which this version does not run"),
+        ("Llama-3.1-405B", (), "llama-70b: PipelineTensor ", "the plan spans 2 nodes, which this version does not run"),
     ],
 )
 def test_a_plan_that_this_version_cannot_run_is_shown_with_a_note(
@@ -157,7 +157,7 @@ def test_stages_that_are_planned_are_told(config: Any) -> None:
     manifest["spec"] |= {"parallelism": {"strategy": "Pipeline", "tensor": "Auto"}, "accelerator": {"memory": "141Gi"}}
     status, out, err = run("validate", "-", "--shape", config("Llama-3.1-70B"), stdin=yaml.safe_dump(manifest))
     assert (status, err) == (0, "")
-    assert "runs Pipeline at tensor degree 1 in 4 stages" in out
+    assert "runs Pipeline at tensor degree 1 in 2 stages" in out
 
 
 def test_a_degree_of_auto_is_settled_only_with_a_shape() -> None:
@@ -168,7 +168,7 @@ def test_a_degree_of_auto_is_settled_only_with_a_shape() -> None:
     assert (settled.strategy, settled.tensor, settled.gpus_per_replica) == ("DeepSpeed", 4, 4)
     mixture = settle(spec, shape=shape_of(PUBLISHED["Mixtral-8x7B"]))
     assert (mixture.strategy, mixture.tensor, mixture.expert, mixture.gpus_per_replica) == ("Expert", 2, 2, 2)
-    with pytest.raises(InvalidSpecError, match="plans PipelineTensor tensor 8 pipeline 5 over 5 nodes, which is not available"):
+    with pytest.raises(InvalidSpecError, match="plans PipelineTensor tensor 8 pipeline 2 over 2 nodes, which is not available"):
         settle(spec, shape=shape_of(PUBLISHED["Llama-3.1-405B"]))
     larger = spec.accelerator.model_copy(update={"memory": "300Gi"})
     with pytest.raises(InvalidSpecError, match="was not compared with one process for grok-1"):

@@ -159,7 +159,7 @@ def test_a_larger_context_never_needs_less(
         ("Llama-3.1-70B", Split("DeepSpeed", tensor=3), Load(8192, 1), 327_680 // 8 * 3 * 32 * (256 + 2)),  # 3, 3 and 2 heads
         ("Llama-3.1-70B", Split("Tensor", tensor=4), Load(100, 3, "float32"), 2 * 80 * 2 * 128 * 4 * 32 * (4 * 3 + 2)),
         ("Llama-3.1-70B", Split("None"), Load(8192, 4, scheduler="Static"), 327_680 * 8192 * 4),
-        ("Llama-3.1-70B", Split("Pipeline", pipeline=3), Load(1000, 2), 2 * 28 * 8 * 128 * 2 * 2000),  # 26, 26 and 28 layers, static
+        ("Llama-3.1-70B", Split("Pipeline", pipeline=3), Load(1000, 2), 4096 * 28 * 32 * (2 * 32 + 2)),  # 26, 26 and 28 layers
         # multi-query: one head of 256, which no degree makes smaller
         ("Gemma-2B", Split("None"), Load(32, 1), 2 * 18 * 1 * 256 * 2 * 32 * 3),
         # Phi-3 gathers its heads again after the cut, so every rank keeps all ten
@@ -191,7 +191,8 @@ def test_what_is_decoded_in_static_batches_is_known(name: str, words: str) -> No
     assert words in reason
     assert bool(words) == bool(reason)
     assert is_paged(model(name), Split("None"), Load(64, 1)) == (not words)
-    assert static_reason(model(name), "Pipeline")
+    assert static_reason(model(name), "Pipeline") == reason
+    assert static_reason(model(name), "ZeroInference")
 
 
 def test_a_turn_gathers_the_pages_of_one_layer_twice() -> None:

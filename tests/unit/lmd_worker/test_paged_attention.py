@@ -26,6 +26,14 @@ def spans_of(lengths, pages):
     return [Span(past, queries, [free.pop() for _ in range(-(-(past + queries) // PAGE_TOKENS))]) for past, queries in lengths]
 
 
+def test_a_later_stage_has_pages_for_its_own_layers():
+    of_stage = Pages(CacheShape(LAYERS, HEADS, SHARED, SIZE, torch.float32, context_tokens=32, concurrency=1, first_layer=5), CPU)
+    keys, values = of_stage.layer(6)
+    last, _ = Pages(CacheShape(LAYERS, HEADS, SHARED, SIZE, torch.float32, context_tokens=32, concurrency=1), CPU).layer(LAYERS - 1)
+    assert keys.shape == values.shape == last.shape
+    assert keys.storage_offset() == last.storage_offset()
+
+
 def plain(query, keys, values, past, window, softcap):
     """One request's attention by the formula: [queries, heads, size]; keys and values [past + queries, shared heads, size]."""
     keys, values = (tensor.repeat_interleave(HEADS // SHARED, dim=1) for tensor in (keys, values))

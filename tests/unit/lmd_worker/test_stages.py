@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import pytest
@@ -48,10 +47,33 @@ def test_a_stage_without_layers_of_a_kind_spans_everything_for_it(config: Any) -
     assert cache.get_mask_sizes(2, 0) == (WINDOW + 5, 0)
 
 
-def of_stage(tiny_llama: Any, rank: int) -> Any:
+class Stage:
+    """A stage of two in one process: what it hands over and what all get stay where the next one finds them."""
+
+    def __init__(self, rank: int, place: dict[str, Any]) -> None:
+        self.pp_rank, self.pp_is_first_stage, self.pp_is_last_stage = rank, rank == 0, rank == 1
+        self.place = place
+
+    def layer_range_for_rank(self, rank: int, layers: int) -> tuple[int, int]:
+        return [(0, 1), (1, layers)][rank]
+
+    def communicate(self, operation: str, *, tensor: Any = None, shape: Any = None, **_: Any) -> Any:
+        if operation == "send_forward":
+            self.place["handed over"] = tensor
+        else:
+            assert shape == self.place["handed over"].shape
+        return self.place["handed over"]
+
+    def broadcast_from_last(self, logits: Any, **_: Any) -> Any:
+        return logits
+
+
+def of_stage(tiny_llama: Any, rank: int, place: dict[str, Any] | None = None) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-    ranges = [(0, 1), (1, 2)]
-    model._pp_stage = types.SimpleNamespace(pp_rank=rank, layer_range_for_rank=lambda stage, layers: ranges[stage])
+    model._pp_stage = Stage(rank, {} if place is None else place)
+    model.model.layers[1 - rank] = PipelineIdentityLayer()
+    if rank == 0:
+        model.model.norm = PipelineIdentityLayer()
     return model
 
 
@@ -70,6 +92,24 @@ def test_every_call_of_generate_has_a_cache_of_its_own(tiny_llama: Any) -> None:
     first, second = (asked["past_key_values"] for asked in given)
     assert isinstance(first, stages.StageCache)
     assert first is not second
+
+
+@torch.inference_mode()
+def test_stages_one_after_the_other_compute_what_the_whole_does_and_pass_all_arguments_on(tiny_llama: Any) -> None:
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    expected = whole(input_ids=tokens, logits_to_keep=2).logits
+    place: dict[str, Any] = {}
+    seen = []
+    for rank in (0, 1):
+        model = of_stage(tiny_llama, rank, place)
+        stages.repair(model)
+        assert model._supports_logits_to_keep()
+        attention = model.model.layers[rank].self_attn
+        attention.register_forward_pre_hook(lambda module, args, named: seen.append(named.get("paged_layout")), with_kwargs=True)
+        made = model(input_ids=tokens, use_cache=False, logits_to_keep=2, paged_layout="pages")
+    assert torch.equal(made.logits, expected)
+    assert seen == ["pages", "pages"]
 
 
 def test_only_the_first_stage_scales_what_it_computes_with(tiny_llama: Any) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmd_worker import loading
+from lmd_worker import loading, strategies
 from lmd_worker.engine import pages
 from lmd_worker.errors import ModelRefusedError, SettingsError
 from lmd_worker.ranks import Group
@@ -303,6 +303,22 @@ def test_the_share_is_that_of_the_fullest_stage(make_model_directory, stages, ti
     assert degrees.stage_share(shape, 1, stages).part == pytest.approx(fullest / whole)
     assert degrees.stage_share(shape, 3, stages).part == pytest.approx(fullest / whole * degrees.native_share(shape, 3).part)
     assert not degrees.stage_share(shape, 1, stages).leaves_whole("model.layers.1.mlp.gate.weight")
+
+
+def test_the_layers_of_a_rank_are_those_of_its_stage(make_model_directory):
+    shape = ModelShape.read(make_model_directory())
+    ranks = [degrees.layers_of_rank(shape, rank, 2, 4) for rank in range(8)]
+    assert ranks == [each for each in (range(7), range(7, 14), range(14, 21), range(21, 30)) for _ in range(2)]
+    assert degrees.layers_of_rank(shape, 2, 3, 1) == range(30)
+
+
+@pytest.mark.parametrize(("family", "words"), [("llama", ""), ("gpt_oss", "attention sinks"), ("stablelm", "keyword arguments")])
+def test_what_a_stage_would_stumble_over_is_not_tried(make_model_directory, make_settings, family, words):
+    shape = ModelShape.read(make_model_directory(model_type=family))
+    staged = make_settings(shape.path, strategy="Pipeline", degree=2, pipeline=2)
+    assert words in strategies.static_reason(staged, shape)
+    assert bool(words) == bool(strategies.static_reason(staged, shape))
+    assert strategies.static_reason(make_settings(shape.path, strategy="Tensor", degree=3), shape) == ""
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def cache_for(model, context_tokens=64, concurrency=3):
     heads = config.num_attention_heads
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shape = pages.shape_for(model, (heads, key_value_heads), size, context_tokens=context_tokens, concurrency=concurrency)
+    shape = pages.shape_for(model, (heads, key_value_heads), size, range(2), context_tokens=context_tokens, concurrency=concurrency)
     return Pages(shape, ALONE.device)
 
 
@@ -166,7 +166,9 @@ def built(tmp_path):
         model.save_pretrained(tmp_path)
         shape = ModelShape.read(tmp_path)
         limits = Limits(**{"context_tokens": 64, "concurrency": 2, "queue_size": None, "stall_timeout_seconds": 60.0, **changes})
-        return building.build(scheduler, model, shape, ALONE, (shape.heads, shape.key_value_heads), limits, objection)
+        return building.build(
+            scheduler, model, shape, ALONE, (shape.heads, shape.key_value_heads), limits, layers=range(shape.layers), objection=objection
+        )
 
     return build
 

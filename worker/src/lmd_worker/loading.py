@@ -20,7 +20,7 @@ from lmd_worker.engine.protocol import Engine
 from lmd_worker.report import RankReport
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import chosen, static_reason
+from lmd_worker.strategies import chosen, degrees, static_reason
 from lmd_worker.text import Text
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
     heads = selftest.held_heads(model, shape, group, settings.strategy, settings.pipeline)
     limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
-    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits, static_reason(settings))
+    layers = degrees.layers_of_rank(shape, group.rank, settings.tensor, settings.pipeline)
+    objection = static_reason(settings, shape)
+    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits, layers=layers, objection=objection)
     scheduler = "Static" if reason else settings.scheduler
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)

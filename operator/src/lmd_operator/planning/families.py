@@ -113,7 +113,7 @@ def finding(shape: ModelShape, engine: Engine) -> Finding:
 
 def static_reason(shape: ModelShape, engine: Engine) -> str:
     """Return why the worker decodes this model in static batches whatever scheduler is asked for, or nothing."""
-    if engine in ("Pipeline", "PipelineTensor", "ZeroInference"):
+    if engine == "ZeroInference":
         return "its layers are not all on one device"
     if shape.latent is not None:
         return "its cache holds latents, which have no pages"

@@ -31,11 +31,20 @@ class Limits:
 
 
 def build(
-    scheduler: Scheduler, model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], limits: Limits, objection: str = ""
+    scheduler: Scheduler,
+    model: Any,
+    shape: ModelShape,
+    group: Group,
+    heads: tuple[int, int],
+    limits: Limits,
+    *,
+    layers: range,
+    objection: str = "",
 ) -> tuple[RunningEngine, str]:
     """Return the engine and, where it is not the one asked for, why; the same on every rank, and every rank must call it.
 
-    `heads` are this rank's query and key-value heads, `objection` why its strategy keeps to the static engine, if it does.
+    `heads` are this rank's query and key-value heads and `layers` the numbers of its layers; `objection` is why its strategy keeps to the
+    static engine, if it does.
     Raises `ModelRefusedError` on every rank when one has no room for the cache.
     """
     options = {
@@ -47,7 +56,7 @@ def build(
     }
     if scheduler == "Static":
         return StaticEngine(model, group, **options), ""
-    cache, reason = (None, objection) if objection else _cache(model, shape, group, heads, limits)
+    cache, reason = (None, objection) if objection else _cache(model, shape, group, heads, layers, limits)
     if cache is not None:
         return ContinuousEngine(model, group, cache, **options), ""
     reason = f"{shape.model_type} cannot be decoded continuously: {reason}"
@@ -55,11 +64,13 @@ def build(
     return StaticEngine(model, group, **options), reason
 
 
-def _cache(model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], limits: Limits) -> tuple[pages.Pages | None, str]:
+def _cache(
+    model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], layers: range, limits: Limits
+) -> tuple[pages.Pages | None, str]:
     """Return a cache with which the model computes right, or why there is none."""
     if reason := trial.objection(model.config.get_text_config()):
         return None, reason
-    wanted = pages.shape_for(model, heads, shape.head_dim, context_tokens=limits.context_tokens, concurrency=limits.concurrency)
+    wanted = pages.shape_for(model, heads, shape.head_dim, layers, context_tokens=limits.context_tokens, concurrency=limits.concurrency)
     for complaint in group.gather_text(pages.complaint(wanted, group)):
         if complaint:
             raise ModelRefusedError(complaint)

@@ -29,7 +29,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What decides a rank's bytes of cache; `heads` and `key_value_heads` are the rank's own."""
+    """What decides a rank's bytes of cache; `heads`, `key_value_heads` and `layers`, from `first_layer` on, are the rank's own."""
 
     layers: int
     heads: int
@@ -38,6 +38,7 @@ class CacheShape:
     dtype: torch.dtype
     context_tokens: int
     concurrency: int
+    first_layer: int = 0
 
     @property
     def pages_a_request(self) -> int:
@@ -92,20 +93,21 @@ class Pages:
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one layer's keys and values, [pages, PAGE_TOKENS, key-value heads, head size]; what is written there stays."""
-        keys, values = self._allocator.get_cache_for_block_table(index)
+        keys, values = self._allocator.get_cache_for_block_table(index - self.shape.first_layer)
         return keys, values
 
 
-def shape_for(model: Any, heads: tuple[int, int], head_dim: int, *, context_tokens: int, concurrency: int) -> CacheShape:
-    """Return the cache shape of a loaded model; `heads` are this rank's query and key-value heads."""
+def shape_for(model: Any, heads: tuple[int, int], head_dim: int, layers: range, *, context_tokens: int, concurrency: int) -> CacheShape:
+    """Return the cache shape of a loaded model; `heads` are this rank's query and key-value heads, `layers` the numbers of its layers."""
     return CacheShape(
-        layers=model.config.get_text_config().num_hidden_layers,
+        layers=len(layers),
         heads=heads[0],
         key_value_heads=heads[1],
         head_dim=head_dim,
         dtype=model.dtype,
         context_tokens=context_tokens,
         concurrency=concurrency,
+        first_layer=layers.start,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from lmd_worker.settings import Settings
+from lmd_worker.shape import ModelShape
 from lmd_worker.strategies import autotp, expert, offload, pipeline, single, tensor
 
 _MODULES: dict[str, ModuleType] = {
@@ -19,7 +20,11 @@ _MODULES: dict[str, ModuleType] = {
     "PipelineTensor": pipeline,
     "Tensor": tensor,
 }
-_STATIC = dict.fromkeys(("Pipeline", "PipelineTensor"), "its layers are not all on one device")
+_UNTRIED_IN_STAGES = {
+    "gpt_oss": "paged attention has no attention sinks",
+    "stablelm": "it passes no keyword arguments to its attention",
+}
+"""Families whose first stage would raise in the trial of the continuous engine while the next one waits for it."""
 
 
 def chosen(settings: Settings) -> ModuleType:
@@ -27,6 +32,6 @@ def chosen(settings: Settings) -> ModuleType:
     return _MODULES[settings.strategy]
 
 
-def static_reason(settings: Settings) -> str:
-    """Return why no model is decoded continuously under the asked strategy, or nothing."""
-    return _STATIC.get(settings.strategy, "")
+def static_reason(settings: Settings, shape: ModelShape) -> str:
+    """Return why a model is not even tried with the continuous engine under the asked strategy, or nothing."""
+    return _UNTRIED_IN_STAGES.get(shape.model_type, "") if settings.pipeline > 1 else ""

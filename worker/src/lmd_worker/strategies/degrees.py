@@ -84,6 +84,12 @@ def heads_of_rank(strategy: str, shape: ModelShape, rank: int, degree: int) -> t
     return shape.heads * key_value // shape.key_value_heads, key_value
 
 
+def layers_of_rank(shape: ModelShape, rank: int, tensor: int, stages: int) -> range:
+    """Return the numbers of the layers on one rank: as many on each stage, the rest on the last (transformers, `layer_range_for_rank`)."""
+    each, stage = shape.layers // stages, rank // tensor
+    return range(stage * each, shape.layers if stage == stages - 1 else (stage + 1) * each)
+
+
 def autotp_share(shape: ModelShape, degree: int, grain: int) -> Share:
     """Return what the fullest rank may hold under AutoTP.
 

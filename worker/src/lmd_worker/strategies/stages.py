@@ -1,20 +1,23 @@
-"""What transformers' pipeline lacks, put right for a model's stage: how much is cached, what it is handed, which rules of a plan it has.
+"""What transformers' pipeline gets wrong, put right for a model's stage.
 
 transformers 5.23 keeps the layers' numbers of the whole model on every stage. Masks are made from the cache of the first layer, which
 later stages do not compute and so find empty; a batch with padding then attends to the wrong places. What is handed over takes the
 place of embeddings, which some models scale. And the tensor-parallel plan is written out for all layers before those of other stages go,
-so that cutting stops at the first one that is gone. The repairs are of this process's model alone; nothing of the library stays changed.
+so that cutting stops at the first one that is gone. Keyword arguments that a signature does not name do not arrive. The repairs are of this
+process's model alone; nothing of the library stays changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed import mixin
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 _SCALE = "embedding_multiplier"
 """What Granite multiplies embeddings by, and on later stages what it is handed: a hidden state, scaled long ago."""
@@ -56,7 +59,29 @@ def repair(model: Any) -> None:
     layers, base = own_layers(model), getattr(model, model.base_model_prefix)
     if layers.start > 0 and hasattr(base, _SCALE):
         setattr(base, _SCALE, 1.0)
+    plain = type(model).forward.__get__(model)
+    model.forward = wraps(plain)(lambda **asked: _pass_on(model, plain, asked))
     _generate_with_own_cache(model, layers)
+
+
+def _pass_on(model: Any, plain: Callable[..., Any], asked: Mapping[str, Any]) -> CausalLMOutputWithPast:
+    """Compute this stage of a forward pass, between what the stage before hands over and what the next one gets; all get the logits.
+
+    transformers' own does the same, but hands keyword arguments that a model's signature does not name on as one, so that none arrives.
+    """
+    stage, at = model._pp_stage, {"device": model.device, "dtype": model.dtype}
+    given, logits = dict(asked), None
+    if not stage.pp_is_first_stage:
+        shape = (*given.pop("input_ids").shape, model.config.get_text_config().hidden_size)
+        given["inputs_embeds"] = stage.communicate("recv_forward", shape=shape, **at)
+    if stage.pp_is_last_stage:
+        made = plain(**given)
+        logits = made.logits
+    else:
+        given.pop("logits_to_keep", None)
+        made = getattr(model, model.base_model_prefix)(**given)
+        stage.communicate("send_forward", tensor=made.last_hidden_state, **at)
+    return CausalLMOutputWithPast(logits=stage.broadcast_from_last(logits, **at), past_key_values=made.past_key_values)
 
 
 def _generate_with_own_cache(model: Any, layers: range) -> None:
