@@ -19,6 +19,7 @@ from lmd_operator.local.ports import free_ports
 
 HERE = Path(__file__).parent
 DEADLINE_SECONDS = 420
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -27,17 +28,21 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(command: list[str], log: Path, **more: str) -> None:
-    """Run to its end in a session of its own, and leave no process of it behind."""
+    """Run to its end, which must be a good one."""
+    assert end_of(command, log, **more) == 0, log.read_text()[-4000:]
+
+
+def end_of(command: list[str], log: Path, **more: str) -> int:
+    """Run to its end in a session of its own, leave no process of it behind, and return its status."""
     with (
         log.open("w") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment(**more), start_new_session=True) as process,
     ):
         try:
-            status = process.wait(DEADLINE_SECONDS)
+            return process.wait(DEADLINE_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert status == 0, log.read_text()[-4000:]
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +67,18 @@ def run_ranks() -> Callable[..., None]:
     """Run a script with its arguments as so many ranks under torchrun, to its end."""
 
     def start(command: list[str], degree: int, log: Path, **more: str) -> None:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        run([*torchrun, "--nproc-per-node", str(degree), *command], log, **more)
+        run([*TORCHRUN, "--nproc-per-node", str(degree), *command], log, **more)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def end_of_ranks() -> Callable[..., int]:
+    """Run a task of the driver as so many ranks under torchrun, and return torchrun's status, whatever it is."""
+
+    def start(task: str, scenario: Path, out: Path, degree: int, **more: str) -> int:
+        driver = [str(HERE / "driver.py"), task, str(scenario), str(out)]
+        return end_of([*TORCHRUN, "--nproc-per-node", str(degree), *driver], out / "log", **more)
 
     return start
 

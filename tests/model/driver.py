@@ -3,29 +3,38 @@
 driver.py answers SCENARIO.json OUT.json      waves of requests; rank 0 writes every request's tokens and end
 driver.py watch SCENARIO.json OUT_DIRECTORY   run until the engine fails; each rank writes its sentence
 driver.py load SCENARIO.json OUT_DIRECTORY    load only; each rank writes its refusal
+driver.py handler SCENARIO.json OUT_DIRECTORY initialize the handler as TorchServe does, with a fault if the scenario names one
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from lmd_worker import selftest
+from lmd_worker import ranks, selftest
 from lmd_worker.engine.protocol import Engine, Sampling
 from lmd_worker.errors import WorkerError
+from lmd_worker.handler import TextGeneration
 from lmd_worker.loading import load
 from lmd_worker.settings import Settings
+from lmd_worker.strategies import autotp
 
 DEADLINE_SECONDS = 300
 
 
 def main() -> None:
     task, scenario, out = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    if task == "handler":
+        handler(scenario, out)
+        return
     settings = Settings.from_model_config("model", Path(scenario["directory"]), scenario["config"])
     {"answers": answers, "watch": watch, "load": load_only}[task](settings, scenario, out)
 
@@ -95,6 +104,41 @@ def load_only(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
         words = f"{type(error).__name__}: {error}"
     write(out / f"loaded-{rank}", words)
     os._exit(0)
+
+
+def handler(scenario: dict[str, Any], out: Path) -> None:
+    rank = os.environ["RANK"]
+    FAULTS[scenario["fault"]](rank)
+    context = SimpleNamespace(
+        model_name="model", system_properties={"model_dir": scenario["directory"]}, model_yaml_config=scenario["config"]
+    )
+    TextGeneration().initialize(context)
+    write(out / f"ready-{rank}", "ready")
+    if rank != "0":
+        signal.pause()  # rank 0's end is its end
+    os._exit(0)
+
+
+def one_device(_: str) -> None:
+    ranks.device_id = lambda device: "GPU-0"
+
+
+def not_cut(_: str) -> None:
+    autotp._cut = lambda model, document, group: model
+
+
+def never_comes(rank: str) -> None:
+    ranks.JOIN_TIMEOUT_SECONDS = 2
+    if rank == "1":
+        signal.pause()
+
+
+FAULTS: dict[str, Callable[[str], None]] = {
+    "none": lambda _: None,
+    "two ranks on one device": one_device,
+    "a model that is not cut": not_cut,
+    "a rank that never comes": never_comes,
+}
 
 
 def write(path: Path, text: str) -> None:

@@ -66,7 +66,7 @@ def test_more_ranks_than_the_degree_are_refused_on_all_of_them(tiny_llama, write
     ranks.start("load", write_scenario(tiny_llama, 3), 2)
     for rank in (0, 1):
         assert ranks.words("loaded", rank).startswith(
-            f"RankError: rank {rank}: the launcher started 2 ranks, but the tensor-parallel degree is 3."
+            f"RankError: Rank {rank}: the launcher started 2 ranks, but the tensor-parallel degree is 3."
         )
 
 

@@ -20,7 +20,7 @@ def test_one_process_has_no_process_group(make_model_directory, make_settings, m
 def test_another_number_of_ranks_than_the_degree_is_refused(make_model_directory, make_settings, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(RankError, match="rank 1: the launcher started 2 ranks, but the tensor-parallel degree is 3"):
+    with pytest.raises(RankError, match="Rank 1: the launcher started 2 ranks, but the tensor-parallel degree is 3"):
         ranks.join(make_settings(make_model_directory(), degree=3))
 
 

@@ -60,7 +60,7 @@ def test_a_forward_that_raises_is_reported_in_words(model, shape):
 
 def test_a_model_that_was_not_cut_is_found_at_a_degree_above_one(model, shape):
     held = selftest.measure(model, shape, Share(2 / 3))
-    complaint = selftest._weights_complaint(model, shape, SECOND_OF_TWO, held, Share(2 / 3))
+    complaint = selftest._weights_complaint(SECOND_OF_TWO, held)
     assert complaint.startswith(
         f"Rank 1: it holds {held.whole} bytes of parameters of a model of {held.whole}, more than its share at degree 2 ("
     )
@@ -73,7 +73,7 @@ def test_a_model_cut_to_its_part_is_not_refused(model, shape):
         for name in ("q_proj", "o_proj"):
             setattr(layer.self_attn, name, torch.nn.Linear(192, 128, bias=False))
     model.lm_head = torch.nn.Linear(128, 512, bias=False)
-    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, selftest.measure(model, shape, Share(2 / 3)), Share(2 / 3)) == ""
+    assert selftest._weights_complaint(SECOND_OF_TWO, selftest.measure(model, shape, Share(2 / 3))) == ""
 
 
 def test_what_a_strategy_cuts_may_not_be_whole(model, shape):
@@ -81,12 +81,10 @@ def test_what_a_strategy_cuts_may_not_be_whole(model, shape):
     share = degrees.native_share(shape, 2)
     held = selftest.measure(model, shape, share)
     assert held.replicated == 5 * 192 * 4
-    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, held, share).endswith(
-        "the model was not cut. Use strategy None, or another model."
-    )
+    assert selftest._weights_complaint(SECOND_OF_TWO, held).endswith("the model was not cut. Use strategy None, or another model.")
     whole_embeddings = dataclasses.replace(held, held=held.whole // 2 + 512 * 192 * 4 // 2)
-    assert selftest._weights_complaint(model, shape, SECOND_OF_TWO, whole_embeddings, share)
-    assert not selftest._weights_complaint(model, shape, SECOND_OF_TWO, dataclasses.replace(held, held=held.whole // 2), share)
+    assert selftest._weights_complaint(SECOND_OF_TWO, whole_embeddings)
+    assert not selftest._weights_complaint(SECOND_OF_TWO, dataclasses.replace(held, held=held.whole // 2))
 
 
 def test_weights_that_wait_elsewhere_are_no_fault_and_not_counted(model, shape):
@@ -94,8 +92,8 @@ def test_weights_that_wait_elsewhere_are_no_fault_and_not_counted(model, shape):
     share = Share(is_offloaded=True)
     held = selftest.measure(model, shape, share)
     assert held.held == held.whole - waiting.numel() * 4
-    assert selftest._weights_complaint(model, shape, ALONE, held, share) == ""
-    assert selftest._weights_complaint(model, shape, ALONE, held, Share()) != ""
+    assert selftest._data_complaint(model, ALONE, share) == ""
+    assert selftest._data_complaint(model, ALONE, Share()) != ""
 
 
 @pytest.mark.parametrize(("family", "expected"), [("llama", (6, 3)), ("olmo2", (12, 6))])

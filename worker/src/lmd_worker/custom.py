@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lmd_worker import entry, logs, rundir, watch
+from lmd_worker import entry, lastwords, logs, rundir, watch
 from lmd_worker.environment import Environment
 from lmd_worker.errors import WorkerError
 from lmd_worker.watch import Watch
@@ -41,7 +41,7 @@ class UsersHandler:
                 entry.prepare_for_cpu()
             initialize(context)
         except WorkerError as error:
-            watch.tell_and_end(f"Rank {self._rank}: {error}", status=watch.EXIT_LOAD_FAILED, path=last_words)
+            watch.tell_and_end(lastwords.of(self._rank, error), status=watch.EXIT_LOAD_FAILED, path=last_words)
         except Exception as error:
             log.exception("The handler %s failed while initializing", name)
             cause = f"Rank {self._rank}: the handler {name} failed while initializing: {entry.last_line(error)}"

@@ -8,7 +8,8 @@ WorkerError
 ├── FetchError         the weights do not arrive, or are not what they should be; carries a reason for machines
 └── BadRequestError    one client's input; answered 4xx, never fails a neighbour
 
-Every message is one sentence or two: what was wrong, where, what to do.
+Every message is one sentence or two: what was wrong, where, what to do. `reason` is one CamelCase word that the operator shows;
+most errors have none, as the sentence says it all.
 """
 
 from typing import Literal
@@ -31,8 +32,16 @@ FetchReason = Literal[
 ]
 
 
+ParallelismReason = Literal["DegreeMismatch", "NotSharded", "RankMissing", "SharedDevice"]
+"""How ranks can differ from what was planned; the reasons of the object's condition ParallelismVerified."""
+
+
 class WorkerError(Exception):
     """Anything the worker says in words instead of a traceback."""
+
+    def __init__(self, message: str, *, reason: ParallelismReason | FetchReason | Literal[""] = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SettingsError(WorkerError):
@@ -68,8 +77,7 @@ class BadRequestError(WorkerError):
 
 
 class FetchError(WorkerError):
-    """Weights cannot be had, or are not what they should be. `reason` is one CamelCase word that the operator shows as the cause."""
+    """Weights cannot be had, or are not what they should be. It always has a reason, which the operator shows as the cause."""
 
     def __init__(self, reason: FetchReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(message, reason=reason)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmd_worker import loading, logs, report, rundir, transport, watch
+from lmd_worker import lastwords, loading, logs, report, rundir, transport, watch
 from lmd_worker.api.routes import routes
 from lmd_worker.environment import Environment
 from lmd_worker.errors import WorkerError
@@ -41,7 +41,7 @@ class TextGeneration:
         try:
             loaded = self._load(context)
         except WorkerError as error:
-            watch.tell_and_end(f"Rank {rank}: {error}", status=watch.EXIT_LOAD_FAILED, path=last_words)
+            watch.tell_and_end(lastwords.of(rank, error), status=watch.EXIT_LOAD_FAILED, path=last_words)
         except Exception as error:
             log.exception("Rank %d failed while loading", rank)
             cause = f"Rank {rank}: while loading the model: {type(error).__name__}: {error}"

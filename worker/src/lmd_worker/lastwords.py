@@ -6,8 +6,17 @@ import fcntl
 import os
 from pathlib import Path
 
+from lmd_worker.errors import WorkerError
+
 LIMIT_BYTES = 4096
 """Kubernetes cuts the message here; a longer file would lose its beginning."""
+
+
+def of(rank: int, error: WorkerError) -> str:
+    """Return why a rank ends: the reason for the operator, where there is one, then who, then the sentence."""
+    sentence = str(error)
+    told = sentence if sentence.startswith("Rank ") else f"Rank {rank}: {sentence}"
+    return f"{error.reason}: {told}" if error.reason else told
 
 
 def write(path: Path | None, sentence: str) -> bool:

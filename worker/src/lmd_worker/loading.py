@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmd_worker import environment, report
+from lmd_worker import environment, report, verification
 from lmd_worker.engine.protocol import Engine
 from lmd_worker.report import RankReport
 from lmd_worker.settings import Settings
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A rank that is ready. `reports` holds every rank's on rank 0 and only its own elsewhere."""
+    """A rank that is ready, and what all ranks report of themselves."""
 
     rank: int
     engine: Engine
@@ -76,6 +76,7 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)
     reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason))
+    verification.check(reports, strategy=settings.strategy, ranks=settings.ranks, degree=settings.tensor)
     if group.rank == 0 and (run_directory := os.environ.get(environment.RUN_DIRECTORY)):
         report.write(reports, Path(run_directory))
     engine.start()
@@ -102,6 +103,7 @@ def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads:
         key_value_heads=heads[1],
         pid=os.getpid(),
         versions={name: metadata.version(name) for name in _LIBRARIES},
+        allowed_bytes=held.allowed,
     )
 
 

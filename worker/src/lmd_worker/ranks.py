@@ -7,6 +7,7 @@ the model's own collectives and `control` (gloo, also on CUDA) the engine's mess
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -15,8 +16,9 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from lmd_worker import verification
 from lmd_worker.errors import RankError
-from lmd_worker.report import RankReport
+from lmd_worker.report import CPUS, RankReport
 from lmd_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 LOADING_TIMEOUT_SECONDS = 1800
 """How long ranks wait for each other while weights come from disk."""
+JOIN_TIMEOUT_SECONDS = 600
+"""How long ranks wait for each other to appear: they are started together, and import libraries before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +76,28 @@ class Group:
         if self.control is not None:
             import torch.distributed as dist
 
-            dist.monitored_barrier(group=self.control, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+            try:
+                dist.monitored_barrier(group=self.control, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+            except RuntimeError as error:
+                said = (str(error).splitlines() or [""])[0].rstrip(".")
+                raise RankError(
+                    f"Rank {self.rank}: not every rank has loaded its share: {said}. What the missing rank wrote before is the cause.",
+                    reason="RankMissing",
+                ) from error
 
 
 def join(settings: Settings) -> Group:
     """Join the group that the launcher started; return when all ranks are in it.
 
-    Raises `RankError` when the launcher started another number of ranks than the degrees make, or this rank has no device of its own.
+    Raises `RankError` when the launcher started another number of ranks than the degrees make, one does not come, or has no device.
     """
     rank, size, local_rank = (_number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if size != settings.ranks:
         stages = f" and the pipeline's {settings.pipeline}" if settings.pipeline > 1 else ""
         raise RankError(
-            f"rank {rank}: the launcher started {size} ranks, but the tensor-parallel degree is {settings.tensor}{stages}. "
-            "Render model-config.yaml and ds-config.json from one object."
+            f"Rank {rank}: the launcher started {size} ranks, but the tensor-parallel degree is {settings.tensor}{stages}. "
+            "Render model-config.yaml and ds-config.json from one object.",
+            reason="DegreeMismatch",
         )
     device = _device(settings, local_rank)
     if size == 1:
@@ -94,22 +106,24 @@ def join(settings: Settings) -> Group:
     import torch.distributed as dist
 
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+    store = _assembled(rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
     patience = timedelta(seconds=settings.collective_timeout_seconds)
     everyone = list(range(size))
-    return Group(
+    group = Group(
         rank=rank,
         size=size,
         device=device,
         model=dist.new_group(everyone, timeout=patience, backend=backend),
         control=dist.new_group(everyone, timeout=patience, backend="gloo"),
     )
+    verification.check_devices(group.gather_text(device_id(device)))
+    return group
 
 
 def gather_reports(group: Group, own: RankReport) -> Sequence[RankReport]:
-    """Return every rank's report on rank 0, and only its own elsewhere."""
-    texts = group.gather_text(json.dumps(asdict(own)))
-    return [RankReport(**json.loads(text)) for text in texts] if group.rank == 0 else [own]
+    """Return every rank's report, by rank, on every rank."""
+    return [RankReport(**json.loads(text)) for text in group.gather_text(json.dumps(asdict(own)))]
 
 
 def device_id(device: torch.device) -> str:
@@ -118,7 +132,36 @@ def device_id(device: torch.device) -> str:
         import torch
 
         return str(torch.cuda.get_device_properties(device).uuid)
-    return f"cpu of {platform.node()}"
+    return f"{CPUS}{platform.node()}"
+
+
+def _assembled(rank: int, size: int) -> Any:
+    """Return the store that the ranks share, once all of them have said there that they have come.
+
+    Without this a rank that never comes would be waited for as long as one that loads, and nobody would name it.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    patience = timedelta(seconds=JOIN_TIMEOUT_SECONDS)
+    present = [f"lmd/present/{other}" for other in range(size)]
+    store = None
+    missing: list[str] = []
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+        store.set(present[rank], b"")
+        store.wait(present, patience)
+    except dist.DistError as error:
+        with contextlib.suppress(dist.DistError):  # the store may be gone with the rank that holds it
+            missing = [str(other) for other, key in enumerate(present) if store is not None and not store.check([key])]
+        who = f"rank {', '.join(missing)} of {size} ranks" if 0 < len(missing) < size else f"a rank of {size}"
+        raise RankError(
+            f"Rank {rank}: {who} did not come within {JOIN_TIMEOUT_SECONDS} s. "
+            "What the missing rank wrote before is the cause, or its process hangs.",
+            reason="RankMissing",
+        ) from error
+    store.set_timeout(timedelta(seconds=LOADING_TIMEOUT_SECONDS))
+    return store
 
 
 def _device(settings: Settings, local_rank: int) -> torch.device:

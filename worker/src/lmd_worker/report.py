@@ -9,14 +9,18 @@ from pathlib import Path
 
 from lmd_worker import rundir
 
+CPUS = "cpu of "
+"""Begins the device's id of ranks on CPUs, which may share a host; all other devices are for one rank alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
     """What one rank runs, as it is, not as it was asked.
 
-    `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype.
-    `degree` is the tensor-parallel one and `pipeline` the number of stages. `device` is torch's name for it, `device_id` the GPU's
-    UUID or the host's CPU. `scheduler` is the one that runs, and `scheduler_reason` says why where another was asked for.
+    `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype, and
+    `allowed_bytes` the most that a rank may hold of it at these degrees. `degree` is the tensor-parallel one and `pipeline` the number
+    of stages. `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU. `scheduler` is the one that runs, and
+    `scheduler_reason` says why where another was asked for.
     """
 
     rank: int
@@ -35,6 +39,7 @@ class RankReport:
     pipeline: int = 1
     scheduler: str = ""
     scheduler_reason: str = ""
+    allowed_bytes: int = 0
 
 
 def write(reports: Sequence[RankReport], run_directory: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
-from lmd_worker.errors import SelfTestError
+from lmd_worker.errors import ParallelismReason, SelfTestError
 from lmd_worker.ranks import Group
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies.degrees import heads_of_rank
@@ -31,17 +31,19 @@ _SLACK = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Parameters of one rank, in bytes: all it holds, the part no rank's share of which is cut, and the whole model's."""
+    """Parameters of one rank, in bytes: all it holds, the part no rank's share of which is cut, the whole model's, and the most allowed."""
 
     held: int
     replicated: int
     whole: int
+    allowed: int
 
 
 def check(model: Any, shape: ModelShape, group: Group, share: Share) -> Held:
     """Raise `SelfTestError` on every rank unless all ranks' models hold; `share` is what the fullest rank may hold."""
     held = measure(model, shape, share)
-    _agree(group, _weights_complaint(model, shape, group, held, share))
+    _agree(group, _data_complaint(model, group, share))
+    _agree(group, _weights_complaint(group, held), "NotSharded")
     logits = _forward(model, shape, group)
     _agree(group, _numbers_complaint(logits, group))
     _agree(group, _divergence_complaint(group.gather(logits.argmax(dim=-1).cpu())))
@@ -59,7 +61,10 @@ def measure(model: Any, shape: ModelShape, share: Share) -> Held:
         may_be_whole = own.dim() < 2 or share.leaves_whole(name) or (share.embeddings_are_whole and id(parameter) in embeddings)
         if may_be_whole and own.shape == parameter.shape:
             replicated += own.numel() * own.element_size()
-    return Held(held=held, replicated=replicated, whole=shape.parameters * item_bytes)
+    whole = shape.parameters * item_bytes
+    head_apart = shape.vocabulary_size * shape.hidden_size * item_bytes if shape.tied_embeddings and share.head_is_apart else 0
+    allowed = int((replicated + (whole - replicated + head_apart) * share.part) * _SLACK)
+    return Held(held=held, replicated=replicated, whole=whole, allowed=allowed)
 
 
 def on_this_rank(parameter: torch.Tensor) -> torch.Tensor:
@@ -83,18 +88,17 @@ def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stage
     return heads_of_rank(strategy, shape, group.rank % sharing, sharing)
 
 
-def _weights_complaint(model: Any, shape: ModelShape, group: Group, held: Held, share: Share) -> str:
+def _data_complaint(model: Any, group: Group, share: Share) -> str:
     if not share.is_offloaded and (names := [name for name, tensor in _tensors(model) if tensor.is_meta]):
         return f"Rank {group.rank}: {len(names)} tensors have no data, the first is {names[0]}. The weights do not fit the architecture."
-    if group.size == 1:
-        return ""
-    item_bytes = next(model.parameters()).element_size()
-    head_apart = shape.vocabulary_size * shape.hidden_size * item_bytes if shape.tied_embeddings and share.head_is_apart else 0
-    allowed = int((held.replicated + (held.whole - held.replicated + head_apart) * share.part) * _SLACK)
-    if held.held > allowed:
+    return ""
+
+
+def _weights_complaint(group: Group, held: Held) -> str:
+    if group.size > 1 and held.held > held.allowed:
         return (
             f"Rank {group.rank}: it holds {held.held} bytes of parameters of a model of {held.whole}, more than its share at degree "
-            f"{group.size} ({allowed} bytes); the model was not cut. Use strategy None, or another model."
+            f"{group.size} ({held.allowed} bytes); the model was not cut. Use strategy None, or another model."
         )
     return ""
 
@@ -142,11 +146,11 @@ def _divergence_complaint(choices: list[torch.Tensor]) -> str:
     return ""
 
 
-def _agree(group: Group, complaint: str) -> None:
+def _agree(group: Group, complaint: str, reason: ParallelismReason | Literal[""] = "") -> None:
     """Raise the first complaint of any rank on every rank."""
     for text in group.gather_text(complaint):
         if text:
-            raise SelfTestError(text)
+            raise SelfTestError(text, reason=reason)
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -128,7 +128,8 @@ def _check_deepspeed(path: Path | None, degree: int) -> None:
     if tp_size != degree:
         raise SettingsError(
             f"ds-config.json: tensor_parallel.tp_size is {tp_size}, but model-config.yaml starts {degree} ranks (torchrun.nproc-per-node). "
-            "Render both from one object with `lmd render`."
+            "Render both from one object with `lmd render`.",
+            reason="DegreeMismatch",
         )
 
 
