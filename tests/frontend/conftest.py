@@ -278,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def _record(self, body: bytes) -> None:
-        self.server.stub.requests.append({"path": self.path, "headers": dict(self.headers.items()), "body": body})
+        self.server.stub.requests.append({"method": self.command, "path": self.path, "headers": dict(self.headers.items()), "body": body})
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

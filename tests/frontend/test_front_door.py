@@ -242,6 +242,25 @@ def test_metrics_of_torchserve_are_beside_those_of_the_front_door(begin) -> None
     assert door.operation("/predictions/smollm2")[0] == 404
 
 
+def test_the_report_of_the_ranks_is_beside_the_metrics_and_asks_for_no_key(begin, torchserve, keys: Path) -> None:
+    mount(keys, first="sk-1")
+    door = begin(keys=keys)
+    asked = {"authorization": "Bearer sk-1"}
+    for method, status in (("GET", 200), ("POST", 405)):
+        with door.open(method, "/report?x=1", headers=asked, port=door.layout.operations_port) as response:
+            assert response.status == status
+    (request,) = torchserve.requests
+    assert (request["method"], request["path"]) == ("GET", "/predictions/smollm2/1.0/lmd/report")
+    assert "authorization" not in {name.lower() for name in request["headers"]}
+    assert [door.operation(path)[0] for path in ("/report/", "/reports", "/lmd/report")] == [404] * 3
+    assert door.ask("GET", "/report", authorization="Bearer sk-1")[0] == 404, "not where clients come in"
+
+
+def test_a_handler_of_ones_own_has_no_report() -> None:
+    source = yaml.safe_load((ROOT / "tests" / "scenarios" / "handler-in-an-archive.yaml").read_text())
+    assert "report" not in desired(parse(source), Settings(), POD).files.texts["haproxy.cfg"]
+
+
 def test_keys_are_asked_for_and_can_change_without_a_restart(begin, torchserve, keys: Path) -> None:
     mount(keys, first="sk-1\n", second="sk-2", empty="")
     door = begin(keys=keys)

@@ -47,6 +47,8 @@ TASK_REMOVE = "remove"
 PORT_PROGRESS = 8083
 """Where that container tells how far it is; a number, as the operator asks it by the pod's address."""
 PROGRESS_PATH = "/progress"
+REPORT_PATH = "/report"
+"""Where the front door tells what the ranks report, on the port of its probes and metrics."""
 PORT_API = "http"
 PORT_OPERATIONS = "operations"
 """Probes and metrics of the front door."""

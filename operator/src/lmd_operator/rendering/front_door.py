@@ -11,6 +11,7 @@ import json
 from string import Template
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
+from lmd_operator.names import REPORT_PATH
 from lmd_operator.rendering.layout import Layout
 
 BACKEND = "torchserve"
@@ -107,13 +108,13 @@ frontend operations
     http-request return status 503 content-type text/plain string "the worker is not ready\\n" if { path /readyz } { nbsrv($backend) lt 1 }
     http-request return status 200 content-type text/plain string "ready\\n" if { path /readyz }
     http-request use-service prometheus-exporter if { path /metrics }
-    http-request return status 404 unless { path /metrics/torchserve }
-    http-request set-path /metrics
-    default_backend torchserve-metrics
+    http-request return status 404 unless { path /metrics/torchserve$report_path }
+$report_rule    default_backend torchserve-metrics
 
 backend torchserve-metrics
+    http-request set-path /metrics
     server metrics 127.0.0.1:$metrics_port
-""")
+$report_backend""")
 
 _ROUTES = "path_reg ^/v1(/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*)+$"
 _REWRITES = Template("""\
@@ -127,21 +128,37 @@ _KEY_RULES = Template("""\
 """)
 
 
+_REPORT_RULE = f"""\
+    use_backend torchserve-report if {{ path {REPORT_PATH} }}
+"""
+_REPORT_BACKEND = Template("""
+backend torchserve-report
+    # one place in the worker at most, whoever asks
+    http-request deny deny_status 405 unless METH_GET
+    http-request set-pathq /predictions/$model/$version/lmd/report
+    http-request del-header authorization
+    server worker 127.0.0.1:$inference_port maxconn 1
+""")
+
+
 def front_door(deployment: LargeModelDeployment, layout: Layout) -> str:
     """Return haproxy.cfg of one object."""
     engine = deployment.spec.engine
     places = places_in_worker(deployment)
     connections = places + REFUSED_TOGETHER + SPARE_CONNECTIONS
     has_keys = deployment.spec.endpoint.api_keys_secret_ref is not None
+    is_ours = deployment.spec.handler is None
+    model_route = {"model": deployment.model_name, "version": MODEL_VERSION}
     return _CONFIGURATION.substitute(
         socket=layout.front_door_socket,
         connections=connections,
         total_connections=connections + SPARE_CONNECTIONS,
         patience=engine.torch_serve.response_timeout_seconds + TIMEOUT_MARGIN_SECONDS,
-        routes=_ROUTES if deployment.spec.handler is None else f"path /predictions/{deployment.model_name}",
-        rewrites=_REWRITES.substitute(model=deployment.model_name, version=MODEL_VERSION)
-        if deployment.spec.handler is None
-        else _UNCHANGED,
+        routes=_ROUTES if is_ours else f"path /predictions/{deployment.model_name}",
+        rewrites=_REWRITES.substitute(model_route) if is_ours else _UNCHANGED,
+        report_path=f" {REPORT_PATH}" if is_ours else "",
+        report_rule=_REPORT_RULE if is_ours else "",
+        report_backend=_REPORT_BACKEND.substitute(model_route, inference_port=layout.inference_port) if is_ours else "",
         key_rules=_key_rules(layout) if has_keys else "",
         api_port=layout.api_port,
         operations_port=layout.operations_port,
@@ -150,7 +167,6 @@ def front_door(deployment: LargeModelDeployment, layout: Layout) -> str:
         metrics_port=layout.metrics_port,
         backend=BACKEND,
         model=deployment.model_name,
-        version=MODEL_VERSION,
         places=places,
         queue_size=REFUSED_TOGETHER,
         max_request_bytes=MAX_REQUEST_BYTES,
