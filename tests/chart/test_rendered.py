@@ -16,7 +16,8 @@ import yaml
 from lmd_operator.api.crd import custom_resource_definition
 from lmd_operator.cluster import kinds
 from lmd_operator.cluster.kinds import CHILDREN, DEPLOYMENT, LARGE_MODEL_DEPLOYMENT, WATCHED, Kind
-from lmd_operator.names import LABEL_DEPLOYMENT
+from lmd_operator.names import FIELD_MANAGER, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, PORT_PROGRESS
+from lmd_operator.rendering.layout import POD
 from lmd_operator.settings import PREFIX, Settings
 from lmd_operator.version import VERSION
 
@@ -118,6 +119,16 @@ def test_selectors_select_the_pods(path: Path) -> None:
             selectors.append(spec["podSelector"]["matchLabels"])
     assert len(selectors) > 1
     assert all(selector.items() <= labels for selector in selectors)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_policy_lets_the_operator_ask_the_pods_of_its_objects(path: Path) -> None:
+    policies = [document for document in documents(path) if document["kind"] == "NetworkPolicy"]
+    assert policies or path.stem != "everything"
+    for policy in policies:
+        (rule,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
+        assert rule["to"] == [{"namespaceSelector": {}, "podSelector": {"matchLabels": {LABEL_MANAGED_BY: FIELD_MANAGER}}}]
+        assert {port["port"] for port in rule["ports"]} == {PORT_PROGRESS, POD.operations_port}
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
