@@ -149,7 +149,9 @@ def namespace(node: Node, weights: Path) -> Iterator[str]:
     for path, document in _claim(name, weights):
         api.create(path, document)
     operator = enrol(node.plane, "operator", name, node.plane.site.folder)
-    operator.start()
+    operator.launcher = ("nsenter", f"--net=/proc/{node.namespace_pid}/ns/net")  # as in a pod: it asks replicas what their ranks run
+    operator.start(is_ready=False)
+    node.inside(operator.wait_ready)
     yield name
     operator.kill()
     print(operator.words()[-5000:])

@@ -44,6 +44,14 @@ def test_the_example_answers_as_one_process_does(serve, reference) -> None:
     assert "".join(pieces) == reference(QUESTION, TOKENS)
     print(f"applied to Ready in {seconds:.1f} s")
 
+    verified = service.condition("ParallelismVerified")
+    if verified["status"] != "True":
+        print(f"not verified with the write that told of Ready: {verified}")
+        eventually(lambda: service.condition("ParallelismVerified")["status"] == "True", "verified ranks")
+    message = service.condition("ParallelismVerified")["message"]
+    print(message)
+    assert message.startswith("All 3 ranks run what is planned: DeepSpeed at degree 3, ")
+
     (pod,) = service.pods()
     address, base = pod["status"]["podIP"], urlsplit(url)
 

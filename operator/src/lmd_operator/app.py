@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
+from lmd_operator.answers import Answers
 from lmd_operator.api.status import Status
 from lmd_operator.cluster.api import Api
 from lmd_operator.cluster.cache import Cache
@@ -36,6 +37,7 @@ from lmd_operator.runtime.leadership import Leadership
 from lmd_operator.runtime.metrics import Metrics
 from lmd_operator.runtime.progress import ProgressReader
 from lmd_operator.runtime.queue import WorkQueue
+from lmd_operator.runtime.reports import ReportReader
 from lmd_operator.settings import Settings
 from lmd_operator.version import VERSION
 
@@ -66,11 +68,10 @@ class App:
             for kind, cache in self._caches.items()
             for namespace in settings.watched_namespaces
         ]
-        self._progress = ProgressReader()
+        self._reports = ReportReader(self.queue.add, time.monotonic)
+        self._answers = Answers(ProgressReader(), self._reports)
         self._door = Door(self.api, self._caches)
-        self._reconciler = Reconciler(
-            self.api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._progress.read
-        )
+        self._reconciler = Reconciler(self.api, self.parents, self._caches, self._door, settings, time.monotonic, utc_now, self._answers)
         self._announcer = Announcer(self.api, settings.own_identity, utc_now)
         self.leadership = Leadership(
             Api(connection, self._lease_session, self.metrics.count_request),
@@ -93,6 +94,7 @@ class App:
             self._spawn(reflector.run())
         self._spawn(self._health.watch_loop())
         self._spawn(self._tidy())
+        self._spawn(self._reports.run())
         self._spawn(self._lead())
 
     async def stop(self) -> None:
@@ -104,7 +106,7 @@ class App:
             await asyncio.wait_for(self.leadership.release(), RELEASE_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
-        await self._progress.close()
+        await self._answers.close()
         for session in (self._session, self._watches, self._lease_session):
             await session.close()
 

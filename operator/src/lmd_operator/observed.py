@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from lmd_operator.names import CONTAINER, FETCH_CONTAINER, FRONT_DOOR, LABEL_REVISION
 
@@ -73,6 +73,15 @@ class Progress:
     total: int
     bytes_per_second: int
     remaining_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether ranks run what is planned, with the reason in one word and in a sentence."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ child and a restart. It never sleeps; what must be looked at again later is retu
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lmd_operator import inspection, rollout
+from lmd_operator.answers import Answers
 from lmd_operator.api.parse import parse
 from lmd_operator.api.status import ModelFacts, Revision, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -25,7 +26,7 @@ from lmd_operator.cluster.records import Record
 from lmd_operator.errors import InvalidSpecError
 from lmd_operator.memory import Lately, Made, Memory, Result
 from lmd_operator.names import LABEL_REVISION, STATUS_MANAGER
-from lmd_operator.observed import DeploymentState, JobState, PodState, Progress, TaskState
+from lmd_operator.observed import DeploymentState, JobState, PodState, TaskState
 from lmd_operator.removals import Removals
 from lmd_operator.rendering.files import RenderedFiles
 from lmd_operator.resources.desired import Desired, desired, document
@@ -37,7 +38,6 @@ from lmd_operator.transitions import transitions
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
-ReadProgress = Callable[[Sequence[PodState]], Awaitable[Mapping[str, Progress]]]
 FLIP_STATUS_SECONDS = 1.0
 """Least time between two status writes: pods, ReplicaSets and Deployments settle one after the other, and one write can tell it all."""
 PROGRESS_STATUS_SECONDS = 10.0
@@ -56,7 +56,7 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], float],
         now: Callable[[], str],
-        read_progress: ReadProgress | None = None,
+        answers: Answers,
     ) -> None:
         self._api = api
         self._parents = parents
@@ -65,7 +65,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._now = now
-        self._read_progress = read_progress
+        self._answers = answers
         self._removals = Removals(api, caches, door)
         self._memory: dict[Key, Memory] = {}
         self.lately = Lately(clock)
@@ -97,7 +97,7 @@ class Reconciler:
         self._note_applied(parent, memory)
         await self._prune(key, parent.uid, owner, made.children)
         await self._removals.prune(key, made.children)
-        observed = await self._with_progress(self._observe(parent, failures, built.fill))
+        observed = await self._answers.with_observed(self._observe(parent, failures, built.fill), key, owner, built)
         previous = parent.status if memory.model is None else parent.status.model_copy(update={"model": memory.model})
         result = await self._report(parent, memory, summarize(owner, built, observed, previous, self._now()))
         if result.news:
@@ -105,12 +105,6 @@ class Reconciler:
         if observed.is_bringing():
             result = replace(result, again_seconds=result.again_seconds or PROGRESS_STATUS_SECONDS)
         return replace(result, retry=retry, news=[*result.news, *told])
-
-    async def _with_progress(self, observed: Observed) -> Observed:
-        """Return what was observed with what fetching pods say of themselves; nobody else is asked."""
-        if self._read_progress is None or not observed.is_bringing():
-            return observed
-        return replace(observed, progress=await self._read_progress(observed.bringing()))
 
     def _parse(self, parent: Parent, memory: Memory) -> LargeModelDeployment:
         """Return the typed object of this generation."""
@@ -295,6 +289,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self.lately.remove(key)
+        self._answers.forget(key)
         if self._memory.pop(key, None) is not None:
             self._door.forget(*key)
 

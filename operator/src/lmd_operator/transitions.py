@@ -1,7 +1,8 @@
 """Two statuses -> the Kubernetes Events worth telling. Pure: no clock, nothing is sent.
 
-Told are flips of Accepted, Ready and Stalled, and a new revision with what changed in the rendered files. A status that
-only progresses is told by its conditions. Rendered files hold no secrets, and nothing else of the object is quoted.
+Told are flips of Accepted, Ready and Stalled, ranks that run something else than planned, and a new revision with what
+changed in the rendered files. A status that only progresses is told by its conditions. Rendered files hold no secrets, and
+nothing else of the object is quoted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NOTE_LIMIT_BYTES = 1024
 """The API server refuses longer notes."""
 INSTANCE_LIMIT = 128
 WINDOW = timedelta(minutes=10)
-_ACTIONS = {"Accepted": "Accept", "Ready": "Serve", "Stalled": "Reconcile"}
+_ACTIONS = {"Accepted": "Accept", "ParallelismVerified": "Verify", "Ready": "Serve", "Stalled": "Reconcile"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Aggregator:
 def transitions(
     previous: Status, current: Status, old_texts: Mapping[str, str] | None = None, new_texts: Mapping[str, str] | None = None
 ) -> list[Told]:
-    """Return what to tell, in order: acceptance, the new revision, readiness, standstill.
+    """Return what to tell, in order: acceptance, the new revision, ranks that differ, readiness, standstill.
 
     `old_texts` and `new_texts` are the rendered files of the two `revision.updated`, None where they are not known any more.
     """
@@ -85,6 +86,8 @@ def transitions(
     if "Accepted" in flipped and ("Accepted" in before or after["Accepted"].status != "True"):
         told.append(_accepted(after["Accepted"]))
     told += _revision(previous, current, old_texts, new_texts)
+    if "ParallelismVerified" in flipped and after["ParallelismVerified"].status == "False":
+        told.append(_differing(after["ParallelismVerified"]))
     # that a new object is not ready yet is no news
     if "Ready" in flipped and ("Ready" in before or after["Ready"].status == "True"):
         told.append(_ready(after["Ready"]))
@@ -184,6 +187,10 @@ def _accepted(condition: Condition) -> Told:
 def _ready(condition: Condition) -> Told:
     is_normal = condition.status == "True" or condition.reason in PASSING
     return Told("Normal" if is_normal else "Warning", condition.reason, _ACTIONS["Ready"], _note(condition.message))
+
+
+def _differing(condition: Condition) -> Told:
+    return Told("Warning", condition.reason, _ACTIONS["ParallelismVerified"], _note(condition.message))
 
 
 def _stalled(condition: Condition) -> Told:

@@ -43,6 +43,9 @@ IN_THE_CLUSTER_SUITE = frozenset(
         "test_a_refused_spec_and_a_stalled_object_have_an_alert_each",
         "test_progress_is_in_the_status_with_few_writes",
         "test_a_roll_out_surges_where_there_is_room_and_makes_room_where_not",
+        "test_ranks_as_planned_are_verified_and_a_restart_writes_nothing",
+        "test_a_replica_that_differs_is_told_until_it_is_put_right[degree]",
+        "test_a_fault_in_the_last_words_is_told",
         "test_a_cache_is_filled_once_and_then_there_is_silence",
         "test_what_is_in_the_cache_is_given_up_after_the_last_pod[while it is down]",
     }

@@ -18,7 +18,7 @@ from lmd_operator.errors import Problem
 from lmd_operator.observed import DeploymentState, PodState, pod_state
 from lmd_operator.resources.desired import desired
 from lmd_operator.settings import Settings
-from lmd_operator.status import Observed, refused, summarize, weights
+from lmd_operator.status import Observed, refused, summarize, verification, weights
 from lmd_operator.status.causes import ORDER
 from lmd_operator.status.summary import reason_of
 
@@ -182,7 +182,7 @@ def test_the_whole_status_is_told() -> None:
     }
     assert [entry["message"] for entry in conditions] == [
         "The spec is valid.",
-        "Not known: this version of the operator does not read what the ranks report about their degree and device.",
+        verification.UNREACHED.message,
         "4 ranks on 4 GPUs a replica. Auto: the tensor degree is 4, and DeepSpeed cuts every layer over 4 ranks of one node. "
         "Whether it fits in memory is not known yet.",
         "All 3 replicas answer.",

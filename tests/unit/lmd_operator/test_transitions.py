@@ -52,6 +52,8 @@ SUSPENDED = "Accepted=True/Valid Ready=True/Suspended Reconciling=False/Settled 
 ROLLING = "Accepted=True/Valid Ready=True/ReplicasReady Reconciling=True/RollingOut Stalled=False/Moving"
 STUCK = "Accepted=True/Valid Ready=False/ImagePull Reconciling=False/Stalled Stalled=True/ImagePull"
 REFUSED = "Accepted=False/InvalidSpec Ready=True/ReplicasReady Reconciling=False/Stalled Stalled=True/InvalidSpec"
+DIFFERS = "ParallelismVerified=False/DegreeMismatch"
+AS_PLANNED = "ParallelismVerified=True/AsPlanned"
 NEVER = "Accepted=False/InvalidSpec Ready=False/NotAccepted Reconciling=False/Stalled Stalled=True/InvalidSpec"
 
 
@@ -61,6 +63,9 @@ NEVER = "Accepted=False/InvalidSpec Ready=False/NotAccepted Reconciling=False/St
         pytest.param("", STARTING, [], id="that a new object is valid and not ready yet is no news"),
         pytest.param("", NEVER, ["Warning Accept InvalidSpec"], id="a new object is refused, once"),
         pytest.param("", STUCK, ["Warning Reconcile ImagePull"], id="a new object is stuck at once"),
+        pytest.param(READY, f"{READY} {DIFFERS}", ["Warning Verify DegreeMismatch"], id="it answers, and runs something else than planned"),
+        pytest.param(f"{READY} {DIFFERS}", f"{READY} {DIFFERS}", [], id="it still does"),
+        pytest.param(f"{READY} {DIFFERS}", f"{READY} {AS_PLANNED}", [], id="it was put right"),
         pytest.param("", SUSPENDED, ["Normal Serve Suspended"], id="a new object is suspended"),
         pytest.param(STARTING, STARTING, [], id="nothing changed"),
         pytest.param(STARTING, LOADING, [], id="a start goes on"),

@@ -6,6 +6,7 @@
 | `causes` | why a replica does not answer, from its pod, most telling first |
 | `tasks` | why replicas wait for a Job |
 | `weights` | why weights are not there yet, and how far they are |
+| `verification` | whether ranks run what is planned, from what they report and from last words |
 | `refusals` | what the API server says no to, in one reason and one remedy |
 | `conditions` | the table of the six conditions, and when each moves |
 | `summary` | the whole status of an accepted spec, of a refused one, and of one that cannot be planned yet |

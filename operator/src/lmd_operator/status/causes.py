@@ -43,6 +43,7 @@ _CONTAINER_REFUSED = frozenset({"CreateContainerConfigError", "CreateContainerEr
 _CRASH_LOOP = "CrashLoopBackOff"
 _KILLED = 137
 _MANY_RESTARTS = 2
+_LAST_WORDS_LENGTH = 600
 _EXIT_CODES = {
     0: "it ended by itself",
     1: "it refused to start",
@@ -56,6 +57,9 @@ _EXIT_CODES = {
     143: "it was ended after a rank had died or stopped answering",
 }
 """Process 1 is the JVM; 70 and 71 are those of ranks (`lmd_worker.watch`), which end it by the liveness probe (143)."""
+FAULTS = ("DegreeMismatch", "NotSharded", "RankMissing", "SharedDevice")
+"""How ranks can differ from what is planned; a worker that finds it before it is ready begins its last words so."""
+_FAULT = re.compile(rf"({'|'.join(FAULTS)}): (.+)")
 _ROUTINE = re.compile(r"\b(TRACE|DEBUG|INFO)\b")
 _SCHEDULING = (
     ("persistentvolumeclaim", "create or repair the claim that spec.model.source or spec.model.cache names"),
@@ -134,6 +138,14 @@ def of_pod(pod: PodState, progress: Progress | None = None) -> Cause | None:
     )
 
 
+def fault_of(pod: PodState) -> Cause | None:
+    """Return how the ranks of a replica differed from what is planned when it ended, until it has loaded again; else None."""
+    if pod.is_ready or (pod.is_running and pod.has_started):
+        return None
+    found = _FAULT.match(_last_line(pod))
+    return Cause(found[1], clause(found[2], _LAST_WORDS_LENGTH)) if found else None
+
+
 def counted(replicas: int) -> str:
     """Return a number of replicas in words."""
     return f"{replicas} replica" if replicas == 1 else f"{replicas} replicas"
@@ -175,5 +187,11 @@ def _ended(pod: PodState) -> Cause:
 
 def _last_words(pod: PodState) -> str:
     """Return what the worker wrote as its cause of death; of a log's tail, which Kubernetes gives otherwise, the last line of a fault."""
+    line = _last_line(pod)
+    found = _FAULT.match(line)
+    return clause(found[2] if found else line, _LAST_WORDS_LENGTH) if line else ""
+
+
+def _last_line(pod: PodState) -> str:
     lines = [line for line in pod.last_message.splitlines() if line.strip() and not _ROUTINE.search(line)]
-    return clause(lines[-1], 600) if lines else ""
+    return lines[-1].strip() if lines else ""

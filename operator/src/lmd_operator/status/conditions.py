@@ -4,7 +4,7 @@
 |---|---|---|---|
 | Accepted | Valid | InvalidSpec, IllegalDegree, DoesNotFit, UnsupportedStrategy, NotAvailable | - |
 | Planned | Settled | NotAccepted | - |
-| ParallelismVerified | - | - | NotReported |
+| ParallelismVerified | AsPlanned | DegreeMismatch, NotSharded, RankMissing, SharedDevice | NotReported |
 | Ready | ReplicasReady, Suspended, ScaledToZero | a cause, Creating, Progressing, RollingOut, ProgressDeadlineExceeded, NotAccepted | - |
 | Reconciling | a cause, Creating, Progressing, RollingOut | Settled, Stalled | - |
 | Stalled | a cause, ProgressDeadlineExceeded, the reason of Accepted | Moving, Settled | - |
@@ -20,15 +20,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lmd_operator.api.status import Condition, ConditionType
+from lmd_operator.api.status import Condition, ConditionType, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
-from lmd_operator.observed import DeploymentState
+from lmd_operator.observed import DeploymentState, Verdict
 from lmd_operator.planning.plan import Plan
 from lmd_operator.resources.deployment import PROGRESS_MARGIN_SECONDS
 from lmd_operator.status.causes import PASSING, Cause, counted, most_telling
 from lmd_operator.status.observation import Observed
 from lmd_operator.status.refusals import refusal
 from lmd_operator.status.tasks import is_stuck, of_fill
+from lmd_operator.status.verification import NOT_YET, of_ranks
 from lmd_operator.status.weights import FETCHING
 
 MESSAGE_LIMIT = 4000
@@ -66,7 +67,7 @@ def dated(said: Iterable[Said], previous: Sequence[Condition], now: str) -> list
     return conditions
 
 
-def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed: Observed) -> list[Said]:
+def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed: Observed, previous: Status) -> list[Said]:
     """Return what is said about an accepted spec."""
     generation = owner.metadata.generation
     asked = 0 if owner.spec.suspend else owner.spec.replicas
@@ -76,7 +77,7 @@ def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed
     return [
         Said("Accepted", "True", "Valid", "The spec is valid.", generation),
         planned(plan, generation),
-        unverified(generation),
+        _verified(of_ranks(owner, revision, observed, previous), generation),
         _ready(owner, observed, why, is_settled=is_settled),
         reconciling,
         stalled,
@@ -93,9 +94,12 @@ def planned(plan: Plan, generation: int) -> Said:
 
 
 def unverified(generation: int) -> Said:
-    """Say that nobody has looked: a worker that is ready has loaded at its own degree, but no report of it is read here."""
-    message = "Not known: this version of the operator does not read what the ranks report about their degree and device."
-    return Said("ParallelismVerified", "Unknown", "NotReported", message, generation)
+    """Say that no replica of this spec could be asked yet."""
+    return _verified(NOT_YET, generation)
+
+
+def _verified(verdict: Verdict, generation: int) -> Said:
+    return Said("ParallelismVerified", verdict.status, verdict.reason, verdict.message, generation)
 
 
 def _ready(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is_settled: bool) -> Said:

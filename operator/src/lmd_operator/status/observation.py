@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lmd_operator.api.status import Revision
-from lmd_operator.observed import DeploymentState, PodState, Progress, TaskState
+from lmd_operator.observed import DeploymentState, PodState, Progress, TaskState, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Observed:
     `revisions` are the kept ConfigMaps, newest first. `failures` are sentences of children that the API server refused
     and will refuse again (a foreign object, 403, 422); what is worth another try in a moment is not among them.
     `progress` is what fetching pods say of themselves, by pod. `pods` are replicas; `fill` is the Job that fills the cache.
+    `verdicts` is what replicas told of their ranks, by pod; None for one that is still being asked.
     """
 
     deployment: DeploymentState | None
@@ -24,6 +25,7 @@ class Observed:
     failures: tuple[str, ...]
     progress: Mapping[str, Progress] = field(default_factory=dict)
     fill: TaskState | None = None
+    verdicts: Mapping[str, Verdict | None] = field(default_factory=dict)
 
     def bringing(self) -> list[PodState]:
         """Return the pods that may bring weights: those of the Job that fills the cache, then the replicas, by name."""

@@ -60,7 +60,7 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
         model=_model(owner, observed, revision, previous),
         weights=weights_status(observed.bringing(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
-        conditions=dated(of_accepted(owner, built.plan, revision, observed), previous.conditions, now),
+        conditions=dated(of_accepted(owner, built.plan, revision, observed, previous), previous.conditions, now),
     )
 
 

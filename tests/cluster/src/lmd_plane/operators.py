@@ -37,6 +37,7 @@ class Operator:
         self.namespace = namespace
         self.user = f"system:serviceaccount:{namespace}:{name}"
         self.program = ("-m", "lmd_operator")
+        self.launcher: tuple[str, ...] = ()
         self._access = access
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +66,12 @@ class Operator:
         environment = kept | {f"LMD_OPERATOR_{key}": value for key, value in settings.items()} | {"KUBECONFIG": str(self._access)}
         with self._log.open("ab") as words:
             self._process = subprocess.Popen(
-                [sys.executable, *self.program], env=environment, stdout=words, stderr=words, preexec_fn=_die_with_parent, cwd=_ROOT
+                [*self.launcher, sys.executable, *self.program],
+                env=environment,
+                stdout=words,
+                stderr=words,
+                preexec_fn=_die_with_parent,
+                cwd=_ROOT,
             )
         if is_ready:
             self.wait_ready()
