@@ -71,7 +71,8 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
     layers = degrees.layers_of_rank(shape, group.rank, settings.tensor, settings.pipeline)
     objection = static_reason(settings, shape)
-    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits, layers=layers, objection=objection)
+    deals = settings.strategy == "ZeroInference" and group.size > 1
+    engine, reason = building.build(settings.scheduler, model, shape, group, heads, limits, layers=layers, objection=objection, deals=deals)
     scheduler = "Static" if reason else settings.scheduler
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)

@@ -58,6 +58,17 @@ class Group:
         dist.all_gather(gathered, tensor, group=self.control)
         return gathered
 
+    def collect(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return every rank's CPU tensor, by rank, on rank 0, and nothing elsewhere; shapes and types must agree."""
+        if self.control is None:
+            return [tensor]
+        import torch
+        import torch.distributed as dist
+
+        collected = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(tensor, collected, dst=0, group=self.control)
+        return collected or []
+
     def gather_text(self, text: str) -> list[str]:
         """Return every rank's text, by rank, on every rank. Bytes travel, never pickles."""
         if self.control is None:

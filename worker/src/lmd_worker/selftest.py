@@ -57,7 +57,7 @@ def measure(model: Any, shape: ModelShape, share: Share) -> Held:
     held = replicated = 0
     for name, parameter in model.named_parameters():
         own = on_this_rank(parameter)
-        held += 0 if own.is_meta else own.numel() * own.element_size()
+        held += 0 if own.is_meta else elements(own) * own.element_size()
         may_be_whole = own.dim() < 2 or share.leaves_whole(name) or (share.embeddings_are_whole and id(parameter) in embeddings)
         if may_be_whole and own.shape == parameter.shape:
             replicated += own.numel() * own.element_size()
@@ -68,8 +68,19 @@ def measure(model: Any, shape: ModelShape, share: Share) -> Held:
 
 
 def on_this_rank(parameter: torch.Tensor) -> torch.Tensor:
-    """Return the part of a parameter that is in this process; its own shape is the whole one's where transformers has cut it."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    """Return the part of a parameter that is this process's; its own shape is the whole one's where transformers has cut it.
+
+    DeepSpeed stage 3 keeps that part, flat, as an attribute of a parameter that is otherwise empty.
+    """
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    part: torch.Tensor = getattr(parameter, "ds_tensor", parameter)
+    return part
+
+
+def elements(part: torch.Tensor) -> int:
+    """Return how many elements a part has; one that DeepSpeed has put on disk is here by its number alone."""
+    return int(getattr(part, "ds_numel", part.numel()))
 
 
 def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stages: int = 1) -> tuple[int, int]:
@@ -82,7 +93,7 @@ def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stage
         for name, module in model.named_modules()
         if name.endswith(("q_proj", "k_proj"))
     }
-    if len(rows) == 2 and (strategy == "DeepSpeed" or shape.model_type not in HEADS_LEFT_WHOLE):
+    if len(rows) == 2 and strategy != "ZeroInference" and (strategy == "DeepSpeed" or shape.model_type not in HEADS_LEFT_WHOLE):
         return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
     sharing = group.size // stages
     return heads_of_rank(strategy, shape, group.rank % sharing, sharing)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmd_worker.errors import SettingsError
 
-Strategy = Literal["Accelerate", "DeepSpeed", "Expert", "None", "Pipeline", "PipelineTensor", "Tensor"]
+Strategy = Literal["Accelerate", "DeepSpeed", "Expert", "None", "Pipeline", "PipelineTensor", "Tensor", "ZeroInference"]
 _ONE_PROCESS = ("Accelerate", "None")
 _IN_STAGES = ("Pipeline", "PipelineTensor")
 DataType = Literal["bfloat16", "float16", "float32"]
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     strategy: Strategy
     dtype: DataType
     device: Literal["cpu", "cuda"]
-    tensor: int = Field(ge=1, description="The tensor-parallel degree; times `pipeline`, the ranks.")
+    tensor: int = Field(ge=1, description="The tensor-parallel degree, or ZeroInference's ranks; times `pipeline`, the ranks.")
     pipeline: int = Field(ge=1, description="The number of stages among which the layers are dealt out.")
     context_tokens: int | None
     scheduler: Scheduler
@@ -64,7 +64,7 @@ class Settings(BaseModel):
     trust_remote_code: bool
     collective_timeout_seconds: int
     stall_timeout_seconds: int
-    deepspeed_config: Path | None = Field(description="ds-config.json, for the DeepSpeed strategy.")
+    deepspeed_config: Path | None = Field(description="ds-config.json, for the strategies of DeepSpeed.")
 
     @classmethod
     def from_model_config(cls, model_name: str, model_directory: Path, config: Mapping[str, Any]) -> Settings:
@@ -112,7 +112,7 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
     """Return ds-config.json as it is. Raises `SettingsError` when it is missing or no JSON object."""
     if path is None:
         raise SettingsError(
-            "model-config.yaml: deepspeed.config is missing; the DeepSpeed strategy is driven by ds-config.json and nothing else."
+            "model-config.yaml: deepspeed.config is missing; the strategies DeepSpeed and ZeroInference are driven by ds-config.json alone."
         )
     try:
         document = json.loads(path.read_text())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lmd_worker.settings import Scheduler
     from lmd_worker.shape import ModelShape
 
+DEALT = "each rank decodes requests of its own, and all ranks have to take the same number of steps"
+
 log = logging.getLogger(__name__)
 
 
@@ -40,14 +42,15 @@ def build(
     *,
     layers: range,
     objection: str = "",
+    deals: bool = False,
 ) -> tuple[RunningEngine, str]:
     """Return the engine and, where it is not the one asked for, why; the same on every rank, and every rank must call it.
 
     `heads` are this rank's query and key-value heads and `layers` the numbers of its layers; `objection` is why its strategy keeps to the
-    static engine, if it does.
+    static engine, if it does. `deals` says that each rank decodes requests of its own.
     Raises `ModelRefusedError` on every rank when one has no room for the cache.
     """
-    options = {
+    options: dict[str, Any] = {
         "context_tokens": limits.context_tokens,
         "vocabulary_size": shape.vocabulary_size,
         "concurrency": limits.concurrency,
@@ -55,7 +58,10 @@ def build(
         "stall_timeout_seconds": limits.stall_timeout_seconds,
     }
     if scheduler == "Static":
-        return StaticEngine(model, group, **options), ""
+        return StaticEngine(model, group, deals=deals, **options), ""
+    if deals:
+        log.warning("rank %d: scheduler Static instead of Continuous: %s", group.rank, DEALT)
+        return StaticEngine(model, group, deals=True, **options), DEALT
     cache, reason = (None, objection) if objection else _cache(model, shape, group, heads, layers, limits)
     if cache is not None:
         return ContinuousEngine(model, group, cache, **options), ""

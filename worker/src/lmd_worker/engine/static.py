@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from lmd_worker.engine.ledger import Ticket
 from lmd_worker.engine.running import HEARTBEAT_SECONDS, RunningEngine, news_of
 from lmd_worker.engine.sampling import choose
-from lmd_worker.engine.turns import Decide, Done, Verdict
+from lmd_worker.engine.turns import DealtVerdict, Decide, Done, Verdict
 from lmd_worker.ranks import Group
 
 _PAD = 0  # any token id: padding is masked, and what a finished row is fed concerns nobody
@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 class StaticEngine(RunningEngine):
     """An `Engine` over a transformers causal language model; the same code with and without a process group."""
 
-    def __init__(self, model: Any, group: Group, **limits: Any) -> None:
-        """`limits` are those of `RunningEngine`."""
+    def __init__(self, model: Any, group: Group, *, deals: bool = False, **limits: Any) -> None:
+        """`limits` are those of `RunningEngine`. `deals` gives every rank rows of its own; otherwise all compute the same."""
         super().__init__(group, **limits)
         self._model = model
+        self._deals = deals
         self._step_began = 0.0
 
     def _lead(self) -> None:
@@ -69,10 +70,15 @@ class StaticEngine(RunningEngine):
     def _generate(self, rows: torch.Tensor, steps: int, decide: Decide | None) -> None:
         """Run one batch for at most `steps` tokens. `rows`: [requests, 1 + width] int64 on the CPU, as `_rows` makes them."""
         started = self._step_began = time.monotonic()
+        count = rows.shape[0]
+        verdict = Verdict(self._group, count, decide, self._beat)
+        if self._deals:
+            each = -(-count // self._group.size)
+            rows = _own_rows(rows, each, self._group.rank)
+            verdict = DealtVerdict(self._group, count, each, decide, self._beat)
         lengths, tokens = rows[:, :1], rows[:, 1:]
         width = tokens.shape[1]
         mask = (torch.arange(width) >= width - lengths).to(torch.int64)
-        verdict = Verdict(self._group, rows.shape[0], decide, self._beat)
         plain = GenerationConfig(max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=_PAD)  # type: ignore[no-untyped-call]
         made = self._model.generate(
             input_ids=tokens.to(self._group.device),
@@ -84,7 +90,7 @@ class StaticEngine(RunningEngine):
         log.debug(
             "rank %d: batch ended requests=%d width=%d steps=%d seconds=%.2f",
             self._group.rank,
-            rows.shape[0],
+            count,
             width,
             made.shape[1] - width,
             time.monotonic() - started,
@@ -100,6 +106,12 @@ class StaticEngine(RunningEngine):
         self._count_turn(now - self._step_began)
         self._step_began = now
         return torch.tensor([tokens, [int(ended) for ended in over]])
+
+
+def _own_rows(rows: torch.Tensor, each: int, rank: int) -> torch.Tensor:
+    """Return this rank's rows of a batch, [each, 1 + width]; ranks that are left with fewer compute the first row again."""
+    own = rows[rank * each : (rank + 1) * each]
+    return torch.cat([own, rows[:1].expand(each - len(own), -1)])
 
 
 def _rows(tickets: Sequence[Ticket], context_tokens: int) -> tuple[torch.Tensor, int]:

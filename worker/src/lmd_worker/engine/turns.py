@@ -40,6 +40,37 @@ class Verdict(LogitsProcessor):
         return self._verdict[1].bool().to(device)
 
 
+class DealtVerdict(Verdict):
+    """The verdict where each rank decodes rows of its own: rank 0 still decides for all of them.
+
+    `rows` are those of the whole batch and `each` what every rank computes, the first ranks the first ones; what is beyond `rows` fills up.
+    A rank's rows count as done when those of all ranks are, so that all ranks take the same steps and none waits for another in a
+    forward: whoever is done earlier, or has no row at all, goes on with tokens that concern nobody.
+    """
+
+    def __init__(self, group: Group, rows: int, each: int, decide: Decide | None, beat: Callable[[], None]) -> None:
+        super().__init__(group, rows, decide, beat)
+        self._each = each
+        self._rows = rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores`, overwritten: [each, vocabulary], 0 for the chosen token and minus infinity elsewhere."""
+        self._beat()
+        everyones = self._group.collect(scores.float().cpu())
+        if self._decide is not None:
+            self._verdict = self._decide(torch.cat(everyones)[: self._rows].to(scores.device))
+        self._group.broadcast(self._verdict)
+        first = self._group.rank * self._each
+        tokens = torch.zeros(self._each, 1, dtype=torch.int64)
+        own = self._verdict[0, first : first + self._each]
+        tokens[: len(own), 0] = own
+        return scores.fill_(-torch.inf).scatter_(1, tokens.to(scores.device), 0.0)
+
+    def done(self, device: torch.device) -> torch.Tensor:
+        """Return [each] bool: all of them once every row of every rank is done."""
+        return self._verdict[1].bool().all().expand(self._each).to(device)
+
+
 class Done(StoppingCriteria):
     """Stops the rows whose verdict says so; the batch ends when all have."""
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import autotp, expert, offload, pipeline, single, tensor
+from lmd_worker.strategies import autotp, expert, offload, pipeline, single, tensor, zero
 
 _MODULES: dict[str, ModuleType] = {
     "Accelerate": offload,
@@ -19,6 +19,7 @@ _MODULES: dict[str, ModuleType] = {
     "Pipeline": pipeline,
     "PipelineTensor": pipeline,
     "Tensor": tensor,
+    "ZeroInference": zero,
 }
 _UNTRIED_IN_STAGES = {
     "gpt_oss": "paged attention has no attention sinks",

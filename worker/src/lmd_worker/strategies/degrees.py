@@ -78,6 +78,8 @@ def guard_stages(strategy: str, shape: ModelShape, stages: int) -> None:
 
 def heads_of_rank(strategy: str, shape: ModelShape, rank: int, degree: int) -> tuple[int, int]:
     """Return (query heads, key-value heads) that one rank computes; the first ranks take what does not divide."""
+    if strategy == "ZeroInference":  # every rank computes whole layers
+        return shape.heads, shape.key_value_heads
     if strategy != "DeepSpeed" and shape.model_type in HEADS_LEFT_WHOLE:
         return shape.heads, shape.key_value_heads
     key_value = shape.key_value_heads // degree + (1 if rank < shape.key_value_heads % degree else 0)

@@ -184,6 +184,26 @@ COLUMNS: Mapping[str, Column] = {
         wrong={**_STAGED_WRONG, **_UNCUT},
         objects=_tied_objection,
     ),
+    "ZeroInference": Column(
+        engine="DeepSpeed stage 3",
+        right=_DENSE_RIGHT
+        | {
+            "bloom",
+            "deepseek_v3",
+            "falcon",
+            "gpt2",
+            "gpt_bigcode",
+            "gpt_oss",
+            "gptj",
+            "mixtral",
+            "mpt",
+            "opt",
+            "qwen2_moe",
+            "qwen3_moe",
+            "stablelm",
+        },
+        wrong={},
+    ),
 }
 """By strategy; None and what else runs one process computes every family as transformers makes it."""
 
@@ -204,8 +224,8 @@ def guard_plain(shape: ModelShape, engine: str) -> None:
 
 
 def instead(shape: ModelShape, besides: Collection[str] = ()) -> str:
-    """Return the sentence that names the strategies under which this model's family is served, without those in `besides`."""
-    others = [name for name, column in COLUMNS.items() if name not in besides and not column.objection(shape)]
+    """Return the sentence that names the strategies that cut this model's family over devices, without those in `besides`."""
+    others = [name for name, column in COLUMNS.items() if name not in {"ZeroInference", *besides} and not column.objection(shape)]
     if not others:
         return "Use strategy None, one process, if it fits one device."
     *several, last = others
