@@ -151,6 +151,26 @@ def make_settings(tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def zero_document() -> Callable[..., dict[str, Any]]:
+    """ds-config.json of strategy ZeroInference as the operator renders it, on CPU, with options of the engine."""
+    from lmd_operator.api.parse import parse
+    from lmd_operator.rendering.layout import Layout
+    from lmd_operator.rendering.zero import zero_config
+
+    def make(root: str = "", dtype: str = "float32", **options: Any) -> dict[str, Any]:
+        spec = {
+            "model": {"source": {"path": {"path": "/models/m"}}},
+            "parallelism": {"strategy": "ZeroInference"},
+            "engine": {"dtype": dtype, "zeroInference": options},
+            "accelerator": {"type": "CPU"},
+        }
+        document = {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": {"name": "m"}, "spec": spec}
+        return zero_config(parse(document), Layout(root=root))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def bad_manifest() -> Callable[[dict[str, Any]], Any]:
     """The document of one case of bad_manifests.yaml: as it stands, or the table's base with pointers removed and set."""
     base = yaml.safe_load(BAD_MANIFESTS.read_text())["base"]

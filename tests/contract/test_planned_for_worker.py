@@ -42,7 +42,7 @@ def test_both_read_the_same_sizes(entry: dict[str, Any]) -> None:
             assert legal_tensor_degrees(ours, strategy) == degrees.legal_degrees(strategy, theirs), strategy
 
 
-@pytest.mark.parametrize("strategy", CUTTING)
+@pytest.mark.parametrize("strategy", [*CUTTING, "ZeroInference"])
 def test_what_is_planned_is_served_and_what_is_served_is_planned(strategy: Engine) -> None:
     differ = [
         (entry["name"], config.get("tie_word_embeddings"), planned, objection)
@@ -63,7 +63,8 @@ def _verdicts(config: dict[str, Any], strategy: Engine) -> tuple[bool, str]:
 
 def test_both_have_the_same_families_by_name() -> None:
     columns = worker_families.COLUMNS
-    assert set(CUTTING) == columns.keys()
+    assert {*CUTTING, "ZeroInference"} == columns.keys()
+    assert columns["ZeroInference"].right == families.ZERO_RIGHT
     assert columns["DeepSpeed"].right == families.AUTOTP_RIGHT
     assert families.AUTOTP_WRONG.keys() == columns["DeepSpeed"].wrong.keys()
     assert columns["Tensor"].right == families.TENSOR_RIGHT

@@ -20,6 +20,7 @@ from lmd_operator import names
 from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import LocalContainer, materialise
+from lmd_operator.planning import memory
 from lmd_operator.rendering import files, weights
 from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 MANIFESTS = [*EXAMPLES, *sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))]
 CUSTOM = [path for path in MANIFESTS if path.stem in ("handler-in-a-config-map", "handler-in-an-archive")]
+ZERO = [path for path in MANIFESTS if path.stem.startswith("zero-inference")]
 CUT = [path for path in MANIFESTS if path.stem in ("llama-70b", "smollm2", "template-with-everything")]
 
 
@@ -82,7 +84,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         strategy=built.plan.strategy,
         dtype=engine.dtype,
         device="cuda" if built.plan.gpus_per_replica else "cpu",
-        tensor=built.plan.tensor,
+        tensor=built.plan.tensor * built.plan.data,
         pipeline=built.plan.pipeline,
         context_tokens=engine.context_tokens,
         scheduler=engine.scheduler,
@@ -92,7 +94,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         trust_remote_code=owner.spec.model.trust_remote_code,
         collective_timeout_seconds=files.COLLECTIVE_TIMEOUT_SECONDS,
         stall_timeout_seconds=engine.torch_serve.response_timeout_seconds,
-        deepspeed_config=environment.model_directory / files.DS_CONFIG if built.plan.strategy == "DeepSpeed" else None,
+        deepspeed_config=environment.model_directory / files.DS_CONFIG if built.plan.strategy in ("DeepSpeed", "ZeroInference") else None,
     )
 
 
@@ -271,7 +273,41 @@ def test_deepspeed_refuses_what_is_wrong(deepspeed_config, wrong: dict[str, Any]
 
 
 def test_only_objects_that_are_cut_or_bring_a_handler_have_a_deepspeed_configuration() -> None:
-    assert {path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts} == {*CUT, *CUSTOM}
+    assert {path for path in MANIFESTS if files.DS_CONFIG in rendered(path).files.texts} == {*CUT, *CUSTOM, *ZERO}
+
+
+@pytest.mark.parametrize("manifest", ZERO, ids=lambda path: path.stem)
+@pytest.mark.model
+def test_deepspeed_parses_its_configuration_of_stage_3(manifest: Path) -> None:
+    """By the class that `deepspeed.initialize` makes of the document."""
+    module = importlib.import_module("deepspeed.runtime.config")
+    built, engine = rendered(manifest), load(manifest).spec.engine
+    config = module.DeepSpeedConfig(json.loads(built.files.texts[files.DS_CONFIG]))
+    assert (config.bfloat16_config.enabled, config.float16_config.enabled) == (engine.dtype == "bfloat16", engine.dtype == "float16")
+    zero, options = config.zero_config, engine.zero_inference
+    assert (int(zero.stage), zero.param_persistence_threshold, zero.max_reuse_distance) == (3, 0, 0)
+    assert (zero.max_live_parameters, zero.prefetch_bucket_size) == (memory.LIVE_PARAMETERS, memory.PREFETCHED_PARAMETERS)
+    assert zero.offload_param.device.value == {"Host": "cpu", "Disk": "nvme"}[options.parameters]
+    assert zero.offload_param.pin_memory == (built.plan.gpus_per_replica > 0)
+    if options.parameters == "Disk":
+        assert str(zero.offload_param.nvme_path) == POD.parameters
+        assert (zero.offload_param.buffer_size, zero.offload_param.buffer_count) == (options.buffer_parameters, memory.BUFFERS)
+    quantization = config.weight_quantization_config
+    assert (quantization is not None) == zero.memory_efficient_linear == (options.weights != "Full")
+    if quantization is not None:
+        told = quantization.quantized_initialization
+        assert (told["num_bits"], told["group_size"]) == (memory.BITS[options.weights], memory.QUANTIZED_GROUP)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stage3_max_live_params": 1}, {"offload_param": {"device": "disk"}}, {"stage": "three"}], ids=lambda wrong: next(iter(wrong))
+)
+@pytest.mark.model
+def test_deepspeed_refuses_what_is_wrong_of_stage_3(wrong: dict[str, Any]) -> None:
+    module = importlib.import_module("deepspeed.runtime.config")
+    right = json.loads(rendered(ZERO[0]).files.texts[files.DS_CONFIG])
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        module.DeepSpeedConfig({**right, "zero_optimization": {**right["zero_optimization"], **wrong}})
 
 
 @pytest.mark.parametrize("manifest", CUSTOM, ids=lambda path: path.stem)

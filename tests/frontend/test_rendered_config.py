@@ -46,6 +46,7 @@ CPU_ONLY = ROOT / "tests" / "scenarios" / "one-rank-on-cpu.yaml"
 ACCELERATE = ROOT / "tests" / "scenarios" / "accelerate.yaml"
 IN_STAGES = [ROOT / "tests" / "scenarios" / f"{name}.yaml" for name in ("pipeline", "pipeline-tensor")]
 PARALLEL_TYPES = {"Accelerate": "custom", "Pipeline": "pp", "PipelineTensor": "pptp"}
+ZERO_INFERENCE = ROOT / "tests" / "scenarios" / "zero-inference.yaml"
 STUB = HERE / "stub_ranks.py"
 MARK = "LMD_RENDERED_CONFIG_TEST"
 """In the environment of every process of one run, also of orphans."""
@@ -284,7 +285,7 @@ def selection(described: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return {key: described.get(key) for key in wanted}
 
 
-@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY, ACCELERATE, *IN_STAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("manifest", [*EXAMPLES, CPU_ONLY, ACCELERATE, *IN_STAGES, ZERO_INFERENCE], ids=lambda path: path.stem)
 def test_the_frontend_understands_an_object_as_it_was_meant(begin, wait_until, elsewhere, manifest: Path) -> None:
     frontend = begin(manifest)
     wait_until("the worker is ready", frontend.is_ready)

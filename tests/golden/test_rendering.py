@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "crds" / "examples").glob("*.yaml"))
 SCENARIOS = [
     ROOT / "tests" / "scenarios" / f"{name}.yaml"
-    for name in ("one-rank-on-cpu", "template-with-everything", "tensor", "expert", "accelerate", "pipeline", "pipeline-tensor")
+    for name in (
+        "one-rank-on-cpu",
+        "template-with-everything",
+        "tensor",
+        "expert",
+        "accelerate",
+        "pipeline",
+        "pipeline-tensor",
+        "zero-inference",
+        "zero-inference-on-disk",
+    )
 ]
 
 

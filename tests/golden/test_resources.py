@@ -41,6 +41,8 @@ KINDS_OF_SCENARIO = {
     "tensor": {"ConfigMap"},
     "verified-on-a-claim": {"ConfigMap", "Deployment"},
     "template-with-everything": {"Deployment", "PodDisruptionBudget"},
+    "zero-inference": {"ConfigMap"},
+    "zero-inference-on-disk": {"ConfigMap", "Deployment"},
 }
 """What a scenario is about; its other children are those of any object and are not repeated here."""
 
@@ -49,7 +51,7 @@ VERSIONS = ["1.29", "1.33", kubernetes_validate.latest_version()]
 
 EMPTY_ON_PURPOSE = {
     "spec.egress": "a NetworkPolicy that names Egress and lists nothing lets nothing out",
-    "spec.template.spec.volumes[4].emptyDir": "weights that are fetched: their size is known only to their source",
+    "spec.template.spec.volumes[4].emptyDir": "weights that are fetched, or parameters on disk: their size is known only to their source",
 }
 
 

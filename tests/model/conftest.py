@@ -49,10 +49,12 @@ def end_of(command: list[str], log: Path, **more: str) -> int:
 def write_scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The files a rank is started on: ds-config.json, the worker's mapping, and what the test wants of it."""
 
-    def write(model: Path, degree: int, *, handler: dict[str, Any] | None = None, **more: Any) -> Path:
+    def write(
+        model: Path, degree: int, *, handler: dict[str, Any] | None = None, document: dict[str, Any] | None = None, **more: Any
+    ) -> Path:
         directory = tmp_path_factory.mktemp("scenario")
-        document = {"dtype": "float32", "tensor_parallel": {"tp_size": degree, "tp_grain_size": 64}, "max_out_tokens": 8192}
-        (directory / "ds-config.json").write_text(json.dumps({**document, "replace_with_kernel_inject": False}))
+        usual = {"dtype": "float32", "tensor_parallel": {"tp_size": degree, "tp_grain_size": 64}, "max_out_tokens": 8192}
+        (directory / "ds-config.json").write_text(json.dumps(document or {**usual, "replace_with_kernel_inject": False}))
         section = {"model_path": str(model), "strategy": "DeepSpeed", "dtype": "float32", "concurrency": 4, **(handler or {})}
         config = {"torchrun": {"nproc-per-node": degree}, "deepspeed": {"config": "ds-config.json"}, "handler": section}
         path = directory / "scenario.json"

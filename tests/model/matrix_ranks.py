@@ -59,7 +59,8 @@ def main() -> None:
 
 def _settings(directory: Path, case: dict[str, Any], scratch: Path, size: int) -> Settings:
     document = {"dtype": "float32", "tensor_parallel": {"tp_size": size, "tp_grain_size": 64}, "replace_with_kernel_inject": False}
-    (scratch / "ds-config.json").write_text(json.dumps(document))
+    text = Path(os.environ["LMD_MATRIX_MODELS"], "zero.json").read_text() if case["strategy"] == "ZeroInference" else json.dumps(document)
+    (scratch / "ds-config.json").write_text(text)
     handler = {"dtype": "float32", "concurrency": 4, "context_tokens": CONTEXT_TOKENS, "collective_timeout_seconds": PATIENCE_SECONDS}
     section = {**handler, "model_path": str(directory), "strategy": case["strategy"]}
     if case["strategy"] == "Accelerate":  # a part in memory, the rest on disk

@@ -27,12 +27,13 @@ def even_llama(tmp_path_factory):
 
 
 @pytest.fixture
-def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
+def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler, zero_document):
     """Two ranks in the middle of a long answer; a collective waits at most 5 s."""
     stages = {"pipeline": 2} if strategy == "Pipeline" else {}
     handler = {"collective_timeout_seconds": 5, "strategy": strategy, "scheduler": scheduler, **stages}
     model = tiny_llama if strategy == "DeepSpeed" else even_llama
-    ranks.start("watch", write_scenario(model, 2, handler=handler, waves=LONG), 2)
+    document = zero_document() if strategy == "ZeroInference" else None
+    ranks.start("watch", write_scenario(model, 2, handler=handler, document=document, waves=LONG), 2)
     for rank in range(2):
         ranks.words("running", rank)
     return ranks
@@ -40,7 +41,13 @@ def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler):
 
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "victim"),
-    [("DeepSpeed", "Continuous", 0), ("Tensor", "Continuous", 1), ("DeepSpeed", "Static", 1), ("Pipeline", "Continuous", 0)],
+    [
+        ("DeepSpeed", "Continuous", 0),
+        ("Tensor", "Continuous", 1),
+        ("DeepSpeed", "Static", 1),
+        ("Pipeline", "Continuous", 0),
+        ("ZeroInference", "Static", 1),
+    ],
 )
 def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
     running.processes[victim].kill()
@@ -49,7 +56,8 @@ def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "scheduler", "victim"), [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Continuous", 0)]
+    ("strategy", "scheduler", "victim"),
+    [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Continuous", 0), ("ZeroInference", "Static", 1)],
 )
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running, victim):
     """The libraries' own groups would wait for half an hour; a later stage waits for what the one before it hands over."""

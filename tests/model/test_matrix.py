@@ -29,6 +29,7 @@ EVERY_DAY = {
     "Pipeline": ["llama, tied", "gpt_oss, short window", "qwen3"],
     "PipelineTensor": ["llama", "mixtral", "qwen3"],
     "Tensor": ["llama, odd sizes", "phi3", "gpt_neox", "mixtral"],
+    "ZeroInference": ["llama, tied", "gpt_neox", "gpt2", "mixtral"],
 }
 CASES = [(family, strategy) for strategy, few in EVERY_DAY.items() for family in (FAMILIES if IS_WHOLE else few)]
 RANKS = {**dict.fromkeys(EVERY_DAY, 2), "PipelineTensor": 4}
@@ -40,13 +41,14 @@ PLANNED_WITHIN = 0.02
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, run_ranks):
+def results(tmp_path_factory, run_ranks, zero_document):
     """What came of every case, by family and strategy."""
     found = {}
     for degree in sorted(set(RANKS.values())):
         directory = tmp_path_factory.mktemp("matrix")
         cases = [{"family": family, "strategy": strategy} for family, strategy in CASES if RANKS[strategy] == degree]
         (directory / "cases.json").write_text(json.dumps(cases))
+        (directory / "zero.json").write_text(json.dumps(zero_document()))
         command = [str(HERE / "matrix_ranks.py"), str(directory / "cases.json"), str(directory / "out.json")]
         run_ranks(command, degree, directory / "log", LMD_MATRIX_MODELS=str(directory), PYTHONPATH=str(HERE))
         found.update({(result["family"], result["strategy"]): result for result in json.loads((directory / "out.json").read_text())})
@@ -74,7 +76,9 @@ def test_every_rank_holds_and_computes_what_is_planned(results, family, strategy
     shape, stages = shape_of(result["config"]), STAGES.get(strategy, 1)
     tensor = RANKS[strategy] // stages
     split = Split(strategy, tensor=tensor, pipeline=stages, expert=tensor if strategy == "Expert" else 1)
-    predicted = [held(shape, split, stage, rank) * BYTES["float32"] for stage in range(stages) for rank in range(tensor)]
+    if strategy == "ZeroInference":
+        tensor, split = 1, Split(strategy, replicas=RANKS[strategy])
+    predicted = [held(shape, split, stage, rank) * BYTES["float32"] for stage in range(stages) for rank in range(RANKS[strategy] // stages)]
     assert result["bytes"] == pytest.approx(predicted, rel=PLANNED_WITHIN)
     assert max(heads for heads, _ in result["heads"]) == heads_of_rank(shape, split)[0]
     assert max(heads for _, heads in result["heads"]) == heads_of_rank(shape, split)[1]
@@ -84,7 +88,9 @@ def test_every_rank_holds_and_computes_what_is_planned(results, family, strategy
 def test_the_scheduler_is_the_one_that_is_planned(results, family, strategy):
     result = results[family, strategy]
     if "refused" not in result:
-        assert (result["scheduler"] == "Static") == bool(static_reason(shape_of(result["config"]), strategy)), result["reason"]
+        assert (result["scheduler"] == "Static") == bool(static_reason(shape_of(result["config"]), strategy, RANKS[strategy])), result[
+            "reason"
+        ]
 
 
 @pytest.mark.skipif(not IS_WHOLE, reason="LMD_MATRIX=1 runs every family and writes docs/families.md")

@@ -71,6 +71,7 @@ def test_too_little_memory_is_refused_with_the_sum(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=512 * 2**20))
     with pytest.raises(LocalRunError, match=r"too little memory: 0.0 GiB of weights and 3 ranks need at least 0.9 GiB, and 0.5 GiB"):
         models.require_memory(tmp_path, THREE_RANKS)
+    models.require_memory(tmp_path, THREE_RANKS, is_on_disk=True)
     models.require_memory(tmp_path, Plan(strategy="Accelerate", tensor=1, gpus_per_replica=0, threads_per_rank=1, reason=""))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
     models.require_memory(tmp_path, THREE_RANKS)

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from lmd_operator.planning.answers import Planned, Unplannable, Wishes
 from lmd_operator.planning.cutting import Split, held, illegal
 from lmd_operator.planning.families import finding, static_reason
-from lmd_operator.planning.memory import GIB, Load, activation_bytes, device_memory, is_paged, key_value_bytes, weight_bytes
+from lmd_operator.planning.memory import (
+    GIB,
+    Load,
+    activation_bytes,
+    device_memory,
+    host_memory,
+    is_paged,
+    key_value_bytes,
+    part_bytes,
+    weight_bytes,
+)
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.selection import TABLE, Accelerator
 from lmd_operator.planning.shapes import ModelShape, ShapeError
@@ -245,6 +255,40 @@ def test_accelerate_reads_no_experts_from_disk() -> None:
     assert any("host memory, which has to have room for all of it" in reason for reason in found.reasons)
     layer = 8 * 3 * 4096 * 14336 + 2 * (4096 * 4096 + 1024 * 4096) + 8 * 4096
     assert found.memory.weights == 2 * layer
+
+
+@pytest.mark.parametrize("tensor", [1, "Auto"])
+def test_ranks_of_zero_inference_share_parameters_and_requests(tensor: Any) -> None:
+    shape, wishes = model("Llama-3.1-70B"), Wishes("ZeroInference", tensor=tensor, context_tokens=4096, concurrency=8)
+    one, four = (plan(shape, Accelerator(40 * GIB), replace(wishes, data=count)) for count in (1, 4))
+    assert isinstance(one, Planned)
+    assert isinstance(four, Planned)
+    assert (str(one.split), str(four.split), one.devices, four.devices) == ("ZeroInference", "ZeroInference data 4", 1, 4)
+    assert held(shape, four.split, 0, 0) == -(-shape.parameters // 4)
+    a_request = 4096 * 2 * 80 * 8 * 128 * 2
+    assert (one.memory.key_values, four.memory.key_values) == (a_request * 8 + 64 * 327_680, a_request * 2), "pages, and two rows each"
+    assert one.host.load_peak - four.host.load_peak == pytest.approx(2 * shape.parameters * 3 / 4, rel=1e-6)
+    assert any("requests of its own" in reason for reason in four.reasons)
+    assert not any("requests of its own" in reason for reason in one.reasons)
+
+
+def test_more_ranks_of_zero_inference_than_a_node_has_are_refused() -> None:
+    found = plan(model("Llama-3.1-70B"), Accelerator(40 * GIB, per_node=8), Wishes("ZeroInference", tensor=1, data=16))
+    assert isinstance(found, Unplannable)
+    assert "16 devices are more than the 8 of a node" in found.why
+
+
+def test_small_weights_and_a_disk_move_bytes_out_of_host_memory() -> None:
+    shape, split = model("Llama-3.1-70B"), Split("ZeroInference", replicas=2)
+    full = Load(4096, 8)
+    assert part_bytes(shape, split, full) == shape.parameters  # two bytes each, over two ranks
+    assert part_bytes(shape, split, replace(full, weights="Int8")) == pytest.approx(shape.parameters * (1 + 4 / 64) / 2, rel=0.001)
+    assert part_bytes(shape, split, replace(full, weights="Int4")) == pytest.approx(shape.parameters * (0.5 + 4 / 64) / 2, rel=0.001)
+    on_host, on_disk = (host_memory(shape, split, load, java_heap=0, is_fetched=False) for load in (full, replace(full, disk_buffer=10**8)))
+    assert on_host.held - on_disk.held == 2 * shape.parameters - 2 * 5 * 10**8 * 2
+    assert (on_host.disk, on_disk.disk) == (0, 2 * shape.parameters)
+    on_cpu = replace(full, is_cpu=True)
+    assert weight_bytes(shape, split, on_cpu) - weight_bytes(shape, split, full) == part_bytes(shape, split, full)
 
 
 def test_a_slow_link_gets_stages() -> None:

@@ -105,6 +105,7 @@ PARALLELISM = st.one_of(
     ),
     st.just({"strategy": "None"}),
     st.just({"strategy": "Accelerate"}),
+    st.builds(lambda degree: {"data": degree, "strategy": "ZeroInference"}, st.integers(1, 256)),
     st.just({}),
 )
 WITH_DEEPSPEED_OPTIONS = ("Auto", "DeepSpeed", "None")
@@ -179,7 +180,7 @@ relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[Health
 def test_one_degree_is_everywhere_the_same(source) -> None:
     built = build(source)
     asked = parse(source).spec.parallelism
-    degree = asked.expert if asked.strategy == "Expert" else int(asked.tensor) * asked.pipeline
+    degree = {"Expert": asked.expert, "ZeroInference": asked.data}.get(asked.strategy, int(asked.tensor) * asked.pipeline)
     config = yaml.safe_load(built.files.texts["model-config.yaml"])
     (container,) = children(built)["Deployment"]["spec"]["template"]["spec"]["containers"]
     amounts = container.get("resources", {})
@@ -191,11 +192,12 @@ def test_one_degree_is_everywhere_the_same(source) -> None:
     assert config["deviceType"] == ("cpu" if on_cpu else "gpu")
     assert local_sizes == ([str(degree)] if on_cpu and degree > 1 else [])
     assert ("torchrun" in config) + ("parallelLevel" in config) == int("parallelType" in config), "one or the other, or neither"
-    assert ("ds-config.json" in built.files.texts) == ("deepspeed" in config) == (config["handler"]["strategy"] == "DeepSpeed")
+    by_deepspeed = config["handler"]["strategy"] in ("DeepSpeed", "ZeroInference")
+    assert ("ds-config.json" in built.files.texts) == ("deepspeed" in config) == by_deepspeed
     if degree == 1:
         assert config.get("parallelType") == ("custom" if asked.strategy == "Accelerate" else None)
         assert config.get("parallelLevel") == (1 if asked.strategy == "Accelerate" else None)
-        assert config["handler"]["strategy"] == ("Accelerate" if asked.strategy == "Accelerate" else "None")
+        assert config["handler"]["strategy"] == (asked.strategy if asked.strategy in ("Accelerate", "ZeroInference") else "None")
     else:
         assert config["parallelType"] == {"Pipeline": "pp", "PipelineTensor": "pptp"}.get(asked.strategy, "tp")
         assert config["handler"].get("pipeline", 1) == asked.pipeline

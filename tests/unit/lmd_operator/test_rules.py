@@ -38,6 +38,7 @@ DOCUMENTS: dict[type[ApiModel], st.SearchStrategy[dict[str, Any]]] = {
         tensor=st.sampled_from([1, 2, 8, "Auto"]),
         pipeline=st.integers(1, 3),
         expert=st.integers(1, 3),
+        data=st.integers(1, 3),
     ),
     Accelerator: _object(type=st.sampled_from(["Nvidia", "CPU"]), memory=_nullable(st.just("80Gi"))),
     CustomHandler: _object(

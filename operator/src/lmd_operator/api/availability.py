@@ -10,20 +10,12 @@ from collections.abc import Callable
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 
-_BUILT = ("DeepSpeed", "Tensor", "Expert", "Pipeline", "PipelineTensor", "Accelerate", "None", "Auto")
-_STRATEGIES = f"choose {', '.join(_BUILT[:-1])} or {_BUILT[-1]}"
-
 
 def _later(what: str, instead: str) -> str:
     return f"{what} not available in this version: {instead}"
 
 
 _NOT_BUILT: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    (
-        "spec.parallelism.strategy",
-        lambda s: s.parallelism.strategy not in _BUILT,
-        _later("names an engine that is", _STRATEGIES),
-    ),
     (
         "spec.parallelism.expert",
         lambda s: s.parallelism.strategy == "Auto" and s.parallelism.expert > 1,

@@ -29,6 +29,8 @@ class Parallelism(ApiModel):
     """Pipeline degree: stages among which the layers are dealt out, each of `tensor` devices. Default 1: no pipeline."""
     expert: Annotated[int, Field(ge=1, le=256)] = 1
     """Expert-parallel degree of a mixture-of-experts model: the ranks of strategy Expert. Default 1: experts are not spread."""
+    data: Annotated[int, Field(ge=1, le=256)] = 1
+    """Ranks of strategy ZeroInference: they share the parameters, and each decodes requests of its own. Default 1."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -67,6 +69,18 @@ class Parallelism(ApiModel):
             message="differs from expert, but under strategy Expert the same ranks cut what is not an expert: remove it",
             cel="self.strategy != 'Expert' || self.tensor == 1 || self.tensor == 'Auto' || self.tensor == self.expert",
             holds=lambda self: self.strategy != "Expert" or self.tensor in (1, "Auto", self.expert),
+        ),
+        Rule(
+            field="tensor",
+            message="is above 1, but strategy ZeroInference does not cut layers: set it to 1, and data to the number of ranks",
+            cel="self.strategy != 'ZeroInference' || self.tensor == 1 || self.tensor == 'Auto'",
+            holds=lambda self: self.strategy != "ZeroInference" or self.tensor in (1, "Auto"),
+        ),
+        Rule(
+            field="data",
+            message="is above 1, which needs strategy ZeroInference: set it to 1, or spec.replicas for more copies of the model",
+            cel="self.data == 1 || self.strategy == 'ZeroInference'",
+            holds=lambda self: self.data == 1 or self.strategy == "ZeroInference",
         ),
         Rule(
             field="tensor",
@@ -109,6 +123,19 @@ class AccelerateOptions(ApiModel):
     """Most host memory that weights may take; what is left stays on disk and is read at every step. Default: what the pod has free."""
 
 
+class ZeroInferenceOptions(ApiModel):
+    """Where the parameters of strategy ZeroInference wait, and how small they are."""
+
+    parameters: Literal["Host", "Disk"] = "Host"
+    """Host keeps them in host memory. Disk writes them to a scratch volume of the pod while loading and reads them at every step;
+    it needs DeepSpeed's operation async_io in the worker image, and a fast disk."""
+    buffer_parameters: Annotated[int, Field(ge=1_000_000, le=100_000_000_000)] = 100_000_000
+    """Disk: parameters that one of five buffers in host memory holds; no less than a rank's part of the largest tensor."""
+    weights: Literal["Full", "Int8", "Int4"] = "Full"
+    """Full keeps weights in the data type. Int8 and Int4 make linear layers and embeddings smaller while they are loaded, in groups of 64
+    with a scale and a minimum each; tokens are then not those of the whole model. Not for mixtures of experts."""
+
+
 class TorchServeOptions(ApiModel):
     """Limits of the serving frontend."""
 
@@ -136,6 +163,8 @@ class Engine(ApiModel):
     """Options of DeepSpeed."""
     accelerate: AccelerateOptions = AccelerateOptions()
     """Options of strategy Accelerate."""
+    zero_inference: ZeroInferenceOptions = ZeroInferenceOptions()
+    """Options of strategy ZeroInference."""
     torch_serve: TorchServeOptions = TorchServeOptions()
     """Limits of the serving frontend."""
 

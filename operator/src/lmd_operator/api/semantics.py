@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmd_operator.api.engine import AccelerateOptions, DeepSpeedOptions
+from lmd_operator.api.engine import AccelerateOptions, DeepSpeedOptions, ZeroInferenceOptions
 from lmd_operator.api.v1alpha1 import Spec
 from lmd_operator.errors import Problem
 from lmd_operator.names import LABEL_DOMAINS, RESERVED_ENV, RESERVED_ENV_PREFIXES
@@ -63,6 +63,19 @@ def _strategy(spec: Spec) -> list[Problem]:
     if strategy != "Accelerate" and spec.engine.accelerate != AccelerateOptions():
         problems.append(
             Problem("spec.engine.accelerate", f"has no meaning under strategy {strategy}: remove it, or choose strategy Accelerate")
+        )
+    zero = spec.engine.zero_inference
+    if strategy != "ZeroInference" and zero != ZeroInferenceOptions():
+        problems.append(
+            Problem("spec.engine.zeroInference", f"has no meaning under strategy {strategy}: remove it, or choose strategy ZeroInference")
+        )
+    if zero.weights != "Full" and spec.engine.dtype == "float16":
+        problems.append(
+            Problem(
+                "spec.engine.zeroInference.weights",
+                f"is {zero.weights}, and DeepSpeed computes with such weights in float16 by a kernel that it compiles at run time: "
+                "set spec.engine.dtype to bfloat16, or this to Full",
+            )
         )
     return problems
 

@@ -55,12 +55,12 @@ def models_directory(deployment: LargeModelDeployment, models: Path, claims: Map
     return models
 
 
-def require_memory(directory: Path, plan: Plan) -> None:
+def require_memory(directory: Path, plan: Plan, *, is_on_disk: bool = False) -> None:
     """Raise `LocalRunError` when the model cannot fit whatever else happens: weights once, plus the ranks themselves.
 
-    Weights that may stay on disk are not counted.
+    Weights that may stay on disk are not counted; `is_on_disk` says that they do.
     """
-    if plan.strategy == "Accelerate":
+    if plan.strategy == "Accelerate" or is_on_disk:
         return
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     needed = weights + plan.ranks * RANK_BYTES

@@ -73,7 +73,8 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
         for init in container.init_commands:
             display.end_progress()
             run_init(init, root, container.termination_message, display.phase)
-        require_memory(Path(model_path(deployment, layout)), plan)
+        is_on_disk = deployment.spec.engine.zero_inference.parameters == "Disk"
+        require_memory(Path(model_path(deployment, layout)), plan, is_on_disk=is_on_disk)
         display.progress("starting the model server")
         server = Server(container, root, java)
         server.wait_until_ready(display.progress)
@@ -116,10 +117,11 @@ def _verified(built: Desired, layout: Layout) -> str:
     path = Path(layout.run) / RANKS_FILE
     ranks = json.loads(path.read_text())["ranks"] if path.is_file() else []
     plan, degrees = built.plan, {rank["degree"] for rank in ranks}
-    if len(ranks) != plan.ranks or degrees != {plan.tensor} or {rank.get("pipeline", 1) for rank in ranks} != {plan.pipeline}:
+    degree = plan.tensor * plan.data
+    if len(ranks) != plan.ranks or degrees != {degree} or {rank.get("pipeline", 1) for rank in ranks} != {plan.pipeline}:
         stages = f" in {plan.pipeline} stages" if plan.pipeline > 1 else ""
         raise LocalRunError(
-            f"{_ranks(plan.ranks)} at degree {plan.tensor}{stages} were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}"
+            f"{_ranks(plan.ranks)} at degree {degree}{stages} were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}"
         )
     held = ", ".join(f"{rank['parameter_bytes'] / 2**20:.0f}" for rank in ranks)
     whole = ranks[0]["model_bytes"] / 2**20

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lmd_operator.planning.cutting import GRAIN, Split
 from lmd_operator.planning.families import Engine
-from lmd_operator.planning.memory import GIB, DeviceMemory, HostMemory, Load, Scheduler
+from lmd_operator.planning.memory import GIB, DeviceMemory, HostMemory, Load, Scheduler, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,14 @@ class Wishes:
     tensor: int | Literal["Auto"] = "Auto"
     pipeline: int = 1
     expert: int = 1
+    data: int = 1
     context_tokens: int | None = None
     concurrency: int = 8
     dtype: str = "bfloat16"
     scheduler: Scheduler = "Continuous"
     grain: int = GRAIN
+    weights: Weights = "Full"
+    disk_buffer: int = 0
     java_heap: int = GIB // 2
     is_fetched: bool = False
 

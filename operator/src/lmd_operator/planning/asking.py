@@ -18,11 +18,14 @@ def wishes_of(spec: Spec) -> Wishes:
         tensor=parallelism.tensor,
         pipeline=parallelism.pipeline,
         expert=parallelism.expert,
+        data=parallelism.data,
         context_tokens=engine.context_tokens,
         concurrency=engine.concurrency,
         dtype=engine.dtype,
         scheduler=engine.scheduler,
         grain=engine.deepspeed.tensor_parallel_grain_size,
+        weights=engine.zero_inference.weights,
+        disk_buffer=engine.zero_inference.buffer_parameters if engine.zero_inference.parameters == "Disk" else 0,
         is_fetched=spec.model.source.hugging_face is not None or spec.model.source.s3 is not None,
     )
 

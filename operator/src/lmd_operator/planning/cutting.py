@@ -33,7 +33,7 @@ class Split:
     pipeline: int = 1
     expert: int = 1
     replicas: int = 1
-    """Ranks that each compute the whole model: those of ZeroInference."""
+    """Ranks that each compute the whole model, for requests of their own, and share its parameters: those of ZeroInference."""
 
     @property
     def ranks(self) -> int:
@@ -41,8 +41,11 @@ class Split:
         return self.tensor * self.pipeline * self.replicas
 
     def __str__(self) -> str:
-        degrees = [f"{name} {size}" for name, size in (("tensor", self.tensor), ("pipeline", self.pipeline), ("expert", self.expert))]
+        degrees = [f"{name} {size}" for name, size in self._degrees()]
         return " ".join([self.engine, *(text for text in degrees if not text.endswith(" 1"))])
+
+    def _degrees(self) -> tuple[tuple[str, int], ...]:
+        return (("tensor", self.tensor), ("pipeline", self.pipeline), ("expert", self.expert), ("data", self.replicas))
 
 
 def illegal(shape: ModelShape, split: Split) -> str:
@@ -112,7 +115,9 @@ def _unlike_stages(shape: ModelShape, stages: int) -> Iterable[int]:
 
 
 def held(shape: ModelShape, split: Split, stage: int, rank: int, grain: int = GRAIN) -> int:
-    """Return the parameters on one rank of one pipeline stage."""
+    """Return the parameters on one rank of one pipeline stage; under ZeroInference, its even part of each."""
+    if split.engine == "ZeroInference":
+        return -(-shape.parameters // split.replicas)
     own = layers_of_stage(shape.layers, split.pipeline, stage)
     mixture = sum(shape.is_mixture[own.start : own.stop])
     dense = len(own) - mixture

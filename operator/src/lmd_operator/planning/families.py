@@ -56,11 +56,11 @@ PIPELINE_WRONG = dict.fromkeys(
     "transformers' pipeline wants a model with layers, embed_tokens and norm, and this one has other names",
 )
 PIPELINE_TENSOR_RIGHT = PIPELINE_RIGHT & TENSOR_RIGHT
-_ZERO_RIGHT = frozenset({"gpt_neox", "llama", "mixtral"})
+ZERO_RIGHT = AUTOTP_RIGHT | TENSOR_RIGHT | frozenset({"gpt2", "gpt_bigcode", "gpt_oss"})
 
 MIXTURES = frozenset({"dbrx", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"})
 """Families of the matrix whose models have experts."""
-KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | TENSOR_RIGHT | EXPERT_RIGHT | PIPELINE_RIGHT | _ZERO_RIGHT | {"dbrx"}))
+KNOWN = tuple(sorted(AUTOTP_RIGHT | AUTOTP_WRONG.keys() | TENSOR_RIGHT | EXPERT_RIGHT | PIPELINE_RIGHT | ZERO_RIGHT | {"dbrx"}))
 """Families that were tried under some engine."""
 
 WHOLE_ATTENTION = frozenset({"deepseek_v3", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "jamba", "phimoe"})
@@ -108,13 +108,13 @@ def finding(shape: ModelShape, engine: Engine) -> Finding:
         if cut.verdict == "wrong":
             return cut
         return _listed(shape, PIPELINE_TENSOR_RIGHT, PIPELINE_WRONG, "transformers' pipeline over its tensor parallelism, repaired")
-    return _listed(shape, _ZERO_RIGHT, {}, "DeepSpeed stage 3 with parameters on the host")
+    return _listed(shape, ZERO_RIGHT, {}, "DeepSpeed stage 3 with parameters on the host")
 
 
-def static_reason(shape: ModelShape, engine: Engine) -> str:
+def static_reason(shape: ModelShape, engine: Engine, ranks: int = 1) -> str:
     """Return why the worker decodes this model in static batches whatever scheduler is asked for, or nothing."""
-    if engine == "ZeroInference":
-        return "its layers are not all on one device"
+    if engine == "ZeroInference" and ranks > 1:
+        return "each rank decodes requests of its own, and all ranks have to take the same number of steps"
     if shape.latent is not None:
         return "its cache holds latents, which have no pages"
     return shape.unpaged or _STATIC.get(shape.family, "")

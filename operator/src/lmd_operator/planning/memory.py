@@ -38,11 +38,20 @@ UNPACKED = frozenset({"mxfp4"})
 """Quantisations that transformers 5.23 undoes while loading, as its `kernels` package is not in the worker's image."""
 
 Scheduler = Literal["Continuous", "Static"]
+Weights = Literal["Full", "Int8", "Int4"]
+BITS: dict[Weights, int] = {"Int8": 8, "Int4": 4}
+QUANTIZED_GROUP = 64
+"""Columns that share a scale and a minimum where DeepSpeed makes weights smaller."""
+BUFFERS = 5
+"""Buffers in host memory through which parameters come from disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a replica is asked to hold: requests of `context_tokens` side by side, in a data type."""
+    """What a replica is asked to hold: requests of `context_tokens` side by side, in a data type.
+
+    `weights` and `disk_buffer` are of ZeroInference: the second is the parameters of a buffer where they are on disk, else 0.
+    """
 
     context_tokens: int
     concurrency: int
@@ -50,6 +59,8 @@ class Load:
     scheduler: Scheduler = "Continuous"
     grain: int = GRAIN
     is_cpu: bool = False
+    weights: Weights = "Full"
+    disk_buffer: int = 0
 
     @property
     def item(self) -> int:
@@ -107,11 +118,36 @@ def weight_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     if split.engine == "Accelerate":
         return largest_block(shape) * (shape.stored_bytes if is_packed(shape) else shape.parameters * load.item) // shape.parameters
     if split.engine == "ZeroInference":
-        live = max(LIVE_PARAMETERS, largest_parameter(shape)) + PREFETCHED_PARAMETERS
-        return min(shape.parameters, live) * load.item
+        return _live_bytes(shape, load) + (part_bytes(shape, split, load) if load.is_cpu and not load.disk_buffer else 0)
     if is_packed(shape):
         return shape.stored_bytes * fullest_rank(shape, split, load.grain) // max(shape.parameters, 1)
     return fullest_rank(shape, split, load.grain) * load.item
+
+
+def _live_bytes(shape: ModelShape, load: Load) -> int:
+    """Return what is put together on a device at a time; a weight that was made smaller is also there in full while it is used."""
+    live = max(LIVE_PARAMETERS, largest_parameter(shape)) + PREFETCHED_PARAMETERS
+    if load.weights == "Full":
+        return min(shape.parameters, live) * load.item
+    return min(part_bytes(shape, Split("ZeroInference"), load), live * load.item) + largest_parameter(shape) * load.item
+
+
+def part_bytes(shape: ModelShape, split: Split, load: Load) -> int:
+    """Return one rank's part of all parameters under ZeroInference: in host memory or on disk, in the data type or made smaller.
+
+    DeepSpeed 0.19.8 (inference/quantization/utils.py) packs Linear and Embedding weights, and keeps two numbers a group beside them.
+    """
+    whole = shape.parameters * load.item
+    if load.weights != "Full":
+        packed = shape.parameters - shape.elements.other - shape.elements.experts - shape.elements.router
+        whole = (shape.parameters - packed) * load.item
+        whole += packed * BITS[load.weights] // 8 + 2 * packed * load.item // QUANTIZED_GROUP
+    return -(-whole // split.replicas)
+
+
+def rows_of_rank(split: Split, load: Load) -> int:
+    """Return how many requests one rank decodes at a time: all of them, or its own under ZeroInference."""
+    return -(-load.concurrency // split.replicas)
 
 
 def is_packed(shape: ModelShape) -> bool:
@@ -143,11 +179,11 @@ def key_value_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     """
     layers = _cached_layers(shape, split)
     if is_paged(shape, split, load):
-        pages = -(-load.context_tokens // PAGE_TOKENS) * load.concurrency + RESERVED_PAGES
+        pages = -(-load.context_tokens // PAGE_TOKENS) * rows_of_rank(split, load) + RESERVED_PAGES
         return token_bytes(shape, split, load) * len(layers) * pages * PAGE_TOKENS
     sliding = shape.is_sliding[layers.start : layers.stop].count(True) if shape.window else 0
     windows = sliding * min(load.context_tokens, shape.window or 0)
-    return token_bytes(shape, split, load) * load.concurrency * ((len(layers) - sliding) * load.context_tokens + windows)
+    return token_bytes(shape, split, load) * rows_of_rank(split, load) * ((len(layers) - sliding) * load.context_tokens + windows)
 
 
 def token_bytes(shape: ModelShape, split: Split, load: Load) -> int:
@@ -159,7 +195,7 @@ def token_bytes(shape: ModelShape, split: Split, load: Load) -> int:
 
 def is_paged(shape: ModelShape, split: Split, load: Load) -> bool:
     """Whether the worker decodes this model continuously, over pages."""
-    return load.scheduler == "Continuous" and not static_reason(shape, split.engine)
+    return load.scheduler == "Continuous" and not static_reason(shape, split.engine, split.ranks)
 
 
 def activation_bytes(shape: ModelShape, split: Split, load: Load) -> int:
@@ -173,14 +209,15 @@ def activation_bytes(shape: ModelShape, split: Split, load: Load) -> int:
     part = max(split.tensor, 1)
     widest = max(shape.intermediate, shape.experts_per_token * shape.expert_intermediate + shape.shared_intermediate)
     a_token = 4 * shape.hidden + (query_heads + 2 * key_value_heads) * shape.head_dim + 3 * -(-widest // part)
+    rows = rows_of_rank(split, load)
     logits = load.concurrency * shape.vocabulary * (load.item + 2 * BYTES["float32"])
     layers = max(1, len(_cached_layers(shape, split)))
     if is_paged(shape, split, load):
         tokens = PROMPT_TOKENS_OF_A_TURN + load.concurrency
         return tokens * a_token * load.item + logits + 2 * key_value_bytes(shape, split, load) // layers
-    tokens = load.concurrency * load.context_tokens
+    tokens = rows * load.context_tokens
     repeated = 2 * tokens * query_heads * _key_dim(shape) * load.item
-    mask = load.concurrency * load.context_tokens**2
+    mask = rows * load.context_tokens**2
     return tokens * a_token * load.item + logits + repeated + tokens * token_bytes(shape, split, load) + mask
 
 
@@ -195,14 +232,17 @@ def host_memory(shape: ModelShape, split: Split, load: Load, *, java_heap: int, 
     if split.engine in ("DeepSpeed", "None", "Accelerate"):
         peak = own if shape.dtype == load.dtype or shape.quantization else whole
     elif split.engine == "ZeroInference":
-        peak = whole // split.ranks + largest_parameter(shape) * load.item
+        peak = (0 if load.disk_buffer else part_bytes(shape, split, load)) + largest_parameter(shape) * load.item
     else:
         peak = min(own, 2 * largest_parameter(shape) * load.item)
-    staying = {"ZeroInference": whole, "Accelerate": whole - own}.get(split.engine, 0)
+    parts = part_bytes(shape, split, load) * split.ranks if split.engine == "ZeroInference" else 0
+    buffers = BUFFERS * load.disk_buffer * load.item * split.ranks
+    staying = {"ZeroInference": buffers or parts, "Accelerate": whole - own}.get(split.engine, 0)
     if load.is_cpu:
-        staying = (own + key_value_bytes(shape, split, load)) * split.ranks
+        staying = (own + key_value_bytes(shape, split, load)) * split.ranks + (buffers if split.engine == "ZeroInference" else 0)
     shared = SHARED_MEMORY_MINIMUM_BYTES if split.ranks > 1 else 64 * MIB
-    return HostMemory(peak, staying + RANK_HOST_BYTES * split.ranks, java_heap, shared, shape.stored_bytes if is_fetched else 0)
+    disk = (shape.stored_bytes if is_fetched else 0) + (parts if load.disk_buffer else 0)
+    return HostMemory(peak, staying + RANK_HOST_BYTES * split.ranks, java_heap, shared, disk)
 
 
 def _cached_layers(shape: ModelShape, split: Split) -> range:

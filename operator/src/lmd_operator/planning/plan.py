@@ -18,14 +18,14 @@ from lmd_operator.planning.memory import DeviceMemory
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
 
-PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor", "None"]
+PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor", "ZeroInference", "None"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one replica runs.
 
-    `tensor` and `pipeline` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts.
+    `tensor`, `pipeline` and `data` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts.
     `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool. `memory` is what the fullest rank needs,
     where the model's shape is known, and `limit` what it may use, in bytes, where the device's memory is known too.
     """
@@ -37,13 +37,14 @@ class Plan:
     reason: str
     pipeline: int = 1
     expert: int = 1
+    data: int = 1
     memory: DeviceMemory | None = None
     limit: int | None = None
 
     @property
     def ranks(self) -> int:
         """Processes of one replica, and devices where there are any."""
-        return self.tensor * self.pipeline
+        return self.tensor * self.pipeline * self.data
 
 
 def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None = None) -> Plan:
@@ -65,14 +66,16 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
         memory, limit = answer.memory, answer.limit
     else:
         raise TypeError("a tensor degree of Auto is planned from the model's shape; find that out first")
+    ranks = tensor * pipeline * asked.data
     return Plan(
         strategy=strategy,
         tensor=tensor,
-        gpus_per_replica=0 if spec.accelerator.type == "CPU" else tensor * pipeline,
-        threads_per_rank=max(1, int((cpu_cores or 0) // (tensor * pipeline))),
+        gpus_per_replica=0 if spec.accelerator.type == "CPU" else ranks,
+        threads_per_rank=max(1, int((cpu_cores or 0) // ranks)),
         reason=reason,
         pipeline=pipeline,
         expert=tensor if strategy == "Expert" else 1,
+        data=asked.data,
         memory=memory,
         limit=limit,
     )
@@ -113,6 +116,8 @@ def _strategy(asked: str, tensor: int, pipeline: int) -> tuple[PlannedStrategy, 
         return "Accelerate", "asked for: one process, with what does not fit its device in host memory and on disk"
     if asked == "Expert":
         return "Expert", f"asked for: each of {tensor} ranks holds its part of the experts, and of every other layer"
+    if asked == "ZeroInference":
+        return "ZeroInference", "asked for: parameters stay outside the devices and come to them at every step, for large batches"
     if asked == "Tensor":
         return "Tensor", f"asked for: transformers cuts every layer over {tensor} ranks"
     if asked == "None":

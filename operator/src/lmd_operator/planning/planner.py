@@ -28,6 +28,8 @@ def plan(shape: ModelShape, devices: Accelerator, wishes: Wishes) -> Planned | U
         dtype=wishes.dtype,
         scheduler=wishes.scheduler,
         grain=wishes.grain,
+        weights=wishes.weights,
+        disk_buffer=wishes.disk_buffer,
         is_cpu=devices.is_cpu,
     )
     if shape.max_positions is not None and load.context_tokens > shape.max_positions:
@@ -111,7 +113,7 @@ def _reasons(search: Search, row: Row, split: Split, memory: DeviceMemory, limit
         yield f"{split} {which}: {memory.needed / GIB:.1f} of {limit / GIB:.1f} GiB to use on the fullest rank"
     known = finding(shape, split.engine)
     yield known.evidence + (", so the worker refuses it until somebody has" if known.verdict == "untried" else "")
-    if search.load.scheduler == "Continuous" and (why := static_reason(shape, split.engine)):
+    if search.load.scheduler == "Continuous" and (why := static_reason(shape, split.engine, split.ranks)):
         yield f"it is decoded in static batches: {why}"
     if row.place == "several nodes":
         yield "one replica spans nodes, which this version plans and does not run"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmd_operator.planning.answers import Wishes
 from lmd_operator.planning.cutting import Split, illegal
@@ -41,7 +41,7 @@ class Search:
         for split in self._candidates(engine, place):
             if self.wishes.tensor != "Auto" and (why := illegal(self.shape, split)):
                 return None, why
-            if place == "one node" and split.ranks > self.devices.per_node:
+            if place in ("one node", "the host") and split.ranks > self.devices.per_node:
                 return None, f"{split.ranks} devices are more than the {self.devices.per_node} of a node"
             if (excess := self._excess(split, self.load)) <= 0:
                 return split, ""
@@ -57,9 +57,9 @@ class Search:
         if wishes.tensor == "Auto":
             for split in splits(self.shape, engine, self.devices, place):
                 if wishes.pipeline in (1, split.pipeline) and wishes.expert in (1, split.expert):
-                    yield split
+                    yield replace(split, replicas=wishes.data)
             return
-        fixed = _fixed(engine, wishes.tensor, wishes.pipeline, wishes.expert)
+        fixed = _fixed(engine, wishes)
         if fixed is not None and (place != "several nodes" or fixed.ranks > self.devices.per_node):
             yield fixed
 
@@ -74,11 +74,12 @@ class Search:
         return f"{split} needs {needed / GIB:.1f} GiB on its fullest rank, which has {limit / GIB:.1f} GiB to use"
 
 
-def _fixed(engine: Engine, tensor: int, pipeline: int, expert: int) -> Split | None:
-    """Return the split that asked degrees mean for an engine, None where they mean another engine."""
+def _fixed(engine: Engine, wishes: Wishes) -> Split | None:
+    """Return the split that asked degrees mean for an engine, None where they mean another engine; the tensor degree is a number."""
+    tensor, pipeline, expert = int(wishes.tensor), wishes.pipeline, wishes.expert
     match engine:
         case "None" | "Accelerate" | "ZeroInference":
-            return Split(engine) if tensor == pipeline == expert == 1 else None
+            return Split(engine, replicas=wishes.data) if tensor == pipeline == expert == 1 else None
         case "DeepSpeed" | "Tensor":
             return Split(engine, tensor=tensor) if tensor > 1 and pipeline == expert == 1 else None
         case "Expert":

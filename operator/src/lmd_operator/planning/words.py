@@ -42,6 +42,7 @@ def as_data(name: str, shape: ModelShape, devices: Accelerator, answer: Planned 
             "tensor": split.tensor,
             "pipeline": split.pipeline,
             "expert": split.expert,
+            "data": split.replicas,
             "gpusPerReplica": 0 if devices.is_cpu else answer.devices,
             "nodes": answer.nodes,
             "reasons": list(answer.reasons),

@@ -24,6 +24,7 @@ from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.front_door import MAX_REQUEST_BYTES, MODEL_VERSION, front_door, places_in_worker
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.rendering.weights import SOURCE, model_path, needs_fetch, order
+from lmd_operator.rendering.zero import zero_config
 
 MANIFEST = "MANIFEST.json"
 MODEL_CONFIG = "model-config.yaml"
@@ -72,7 +73,9 @@ def render(deployment: LargeModelDeployment, plan: Plan, layout: Layout = POD) -
     }
     if needs_fetch(deployment):
         texts[SOURCE] = _json(order(deployment, layout))
-    if plan.strategy == "DeepSpeed" or deployment.spec.handler is not None:
+    if plan.strategy == "ZeroInference":
+        texts[DS_CONFIG] = _json(zero_config(deployment, layout))
+    elif plan.strategy == "DeepSpeed" or deployment.spec.handler is not None:
         texts[DS_CONFIG] = _json(_ds_config(deployment, plan))
     return RenderedFiles(dict(sorted(texts.items())))
 
@@ -127,7 +130,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
     if deployment.spec.handler is not None:
         return {**config, **_custom(deployment, deployment.spec.handler, layout)}
     config["handler"] = _handler(deployment, plan, layout)
-    if plan.strategy == "DeepSpeed":
+    if plan.strategy in ("DeepSpeed", "ZeroInference"):
         config["deepspeed"] = {"config": DS_CONFIG}
     return config
 

@@ -58,6 +58,11 @@ class Layout:
         return f"{self.root}/etc/lmd-api-keys"
 
     @property
+    def parameters(self) -> str:
+        """Scratch directory of parameters that are read from disk at every step."""
+        return f"{self.root}/parameters"
+
+    @property
     def termination_message(self) -> str:
         """File whose text Kubernetes shows as a container's last words."""
         return f"{self.root}/dev/termination-log"

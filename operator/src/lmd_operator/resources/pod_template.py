@@ -58,6 +58,7 @@ LIVENESS_PERIOD_SECONDS = 2
 GRACE_MARGIN_SECONDS = 15
 """What ending the JVM and the ranks may take after the last answer, in seconds; measured 3 to 8."""
 SCRATCH_SIZE = "4Gi"
+PARAMETERS_VOLUME = "parameters"
 
 
 def pod_template(
@@ -148,6 +149,8 @@ def _mounts(deployment: LargeModelDeployment, layout: Layout) -> list[V1VolumeMo
         V1VolumeMount(name="tmp", mount_path=layout.temp),
         V1VolumeMount(name="shm", mount_path=layout.shared_memory),
     ]
+    if _is_on_disk(deployment):
+        mounts.append(V1VolumeMount(name=PARAMETERS_VOLUME, mount_path=layout.parameters))
     if deployment.spec.model.source.path is None:
         mounts.append(V1VolumeMount(name="weights", mount_path=layout.models, read_only=True))
     return mounts
@@ -170,8 +173,15 @@ def _volumes(deployment: LargeModelDeployment, files: RenderedFiles) -> list[V1V
     keys = deployment.spec.endpoint.api_keys_secret_ref
     if keys is not None:
         volumes.append(V1Volume(name=API_KEYS_VOLUME, secret=V1SecretVolumeSource(secret_name=keys.name)))
+    if _is_on_disk(deployment):
+        volumes.append(V1Volume(name=PARAMETERS_VOLUME, empty_dir=V1EmptyDirVolumeSource()))
     weights = weights_volume(deployment)
     return volumes if weights is None else [*volumes, weights]
+
+
+def _is_on_disk(deployment: LargeModelDeployment) -> bool:
+    """Whether parameters are written to a scratch volume and read from it at every step."""
+    return deployment.spec.engine.zero_inference.parameters == "Disk"
 
 
 def _model_store(deployment: LargeModelDeployment, name: str, items: list[V1KeyToPath]) -> V1Volume:
