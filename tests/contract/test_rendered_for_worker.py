@@ -287,7 +287,7 @@ def test_deepspeed_parses_its_configuration_of_stage_3(manifest: Path) -> None:
     zero, options = config.zero_config, engine.zero_inference
     assert (int(zero.stage), zero.param_persistence_threshold, zero.max_reuse_distance) == (3, 0, 0)
     assert (zero.max_live_parameters, zero.prefetch_bucket_size) == (memory.LIVE_PARAMETERS, memory.PREFETCHED_PARAMETERS)
-    assert zero.offload_param.device.value == {"Host": "cpu", "Disk": "nvme"}[options.parameters]
+    assert zero.offload_param.device == {"Host": "cpu", "Disk": "nvme"}[options.parameters]
     assert zero.offload_param.pin_memory == (built.plan.gpus_per_replica > 0)
     if options.parameters == "Disk":
         assert str(zero.offload_param.nvme_path) == POD.parameters
