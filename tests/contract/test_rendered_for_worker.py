@@ -84,7 +84,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         strategy=built.plan.strategy,
         dtype=engine.dtype,
         device="cuda" if built.plan.gpus_per_replica else "cpu",
-        tensor=built.plan.tensor * built.plan.data,
+        tensor=built.plan.degree,
         pipeline=built.plan.pipeline,
         context_tokens=engine.context_tokens,
         scheduler=engine.scheduler,

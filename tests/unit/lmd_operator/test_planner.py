@@ -202,7 +202,8 @@ def test_what_is_decoded_in_static_batches_is_known(name: str, words: str) -> No
     assert bool(words) == bool(reason)
     assert is_paged(model(name), Split("None"), Load(64, 1)) == (not words)
     assert static_reason(model(name), "Pipeline") == reason
-    assert static_reason(model(name), "ZeroInference")
+    assert static_reason(model(name), "ZeroInference") == reason
+    assert "each rank decodes requests of its own" in static_reason(model(name), "ZeroInference", ranks=2)
 
 
 def test_a_turn_gathers_the_pages_of_one_layer_twice() -> None:

@@ -283,8 +283,9 @@ def test_what_is_not_built_is_not_available() -> None:
     """The reason is read from the words of a refusal, so every row of the table of what is not built must have them."""
     rows = availability._NOT_BUILT
     reasons = {path: reason_of([Problem(path, message)]) for path, _, message in rows}
-    assert reasons.pop("spec.parallelism.strategy") == "UnsupportedStrategy"
     assert set(reasons.values()) == {"NotAvailable"}
+    over_nodes = Problem("spec.parallelism.strategy", "plans Tensor tensor 16 over 2 nodes, which is not available in this version: wait")
+    assert reason_of([over_nodes]) == "UnsupportedStrategy"
 
 
 def test_a_refused_change_leaves_what_runs_as_it_is(kstatus: Kstatus) -> None:

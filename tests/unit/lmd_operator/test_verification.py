@@ -65,6 +65,15 @@ ONE_RANK = {"ranks": [a_rank(0, world_size=1, strategy="None", degree=1, paramet
         ),
         pytest.param(ON_GPUS, a_report(world_size=2), "False/DegreeMismatch rank 1 runs DeepSpeed at degree 3 on 2 ranks", id="world size"),
         pytest.param(ON_GPUS, a_report(degree=2), "False/DegreeMismatch rank 1 runs DeepSpeed at degree 2 on 3 ranks, but", id="degree"),
+        pytest.param(
+            ON_GPUS, a_report(pipeline=3), "False/DegreeMismatch rank 1 runs DeepSpeed at degree 3 in 3 stages on 3 ranks, but", id="stages"
+        ),
+        pytest.param(
+            Plan("ZeroInference", 1, 3, 1, "asked for", data=3),
+            {"ranks": [a_rank(number, strategy="ZeroInference") for number in range(3)]},
+            "True/AsPlanned All 3 ranks run what is planned: ZeroInference at degree 3, 45.2 MB of parameters each of 134.5 MB",
+            id="ranks that share parameters",
+        ),
         pytest.param(ON_GPUS, a_report(strategy="Tensor"), "False/DegreeMismatch but DeepSpeed at degree 3 on 3 ranks is", id="strategy"),
         pytest.param(
             ON_GPUS, ONE_RANK, "False/DegreeMismatch rank 0 runs None at degree 1 on 1 rank, but", id="one rank in place of three"

@@ -44,6 +44,7 @@ def reports(**of_the_second: Any) -> list[RankReport]:
     [
         pytest.param(reports(world_size=2), "DegreeMismatch", "Rank 1: it runs DeepSpeed at degree 3 on 2 ranks, but DeepSpeed", id="size"),
         pytest.param(reports(degree=2), "DegreeMismatch", "Rank 1: it runs DeepSpeed at degree 2 on 3 ranks", id="degree"),
+        pytest.param(reports(pipeline=3), "DegreeMismatch", "Rank 1: it runs DeepSpeed at degree 3 in 3 stages on 3 ranks", id="stages"),
         pytest.param(reports(strategy="None"), "DegreeMismatch", "Rank 1: it runs None at degree 3", id="strategy"),
         pytest.param([a_report(0), a_report(2)], "RankMissing", "Rank 1: it does not report; 2 of 3 planned ranks do", id="a rank"),
         pytest.param([], "RankMissing", "Rank 0: it does not report; 0 of 3", id="all ranks"),

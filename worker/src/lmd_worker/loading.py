@@ -77,7 +77,7 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)
     reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason))
-    verification.check(reports, strategy=settings.strategy, ranks=settings.ranks, degree=settings.tensor)
+    verification.check(reports, strategy=settings.strategy, ranks=settings.ranks, degree=settings.tensor, stages=settings.pipeline)
     if group.rank == 0 and (run_directory := os.environ.get(environment.RUN_DIRECTORY)):
         report.write(reports, Path(run_directory))
     engine.start()

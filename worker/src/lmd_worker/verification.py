@@ -25,11 +25,11 @@ def check_devices(device_ids: Sequence[str]) -> None:
             )
 
 
-def check(reports: Sequence[RankReport], *, strategy: str, ranks: int, degree: int) -> None:
+def check(reports: Sequence[RankReport], *, strategy: str, ranks: int, degree: int, stages: int = 1) -> None:
     """Raise `RankError` unless the reports are those of every planned rank, each as planned, on its own device, with its share."""
     by_rank = {report.rank: report for report in reports}
     for rank, report in sorted(by_rank.items()):
-        runs, planned = (report.world_size, report.strategy, report.degree), (ranks, strategy, degree)
+        runs, planned = (report.world_size, report.strategy, report.degree, report.pipeline), (ranks, strategy, degree, stages)
         if runs != planned:
             raise RankError(
                 f"Rank {rank}: it runs {_words(*runs)}, but {_words(*planned)} is planned. "
@@ -52,5 +52,5 @@ def check(reports: Sequence[RankReport], *, strategy: str, ranks: int, degree: i
             )
 
 
-def _words(ranks: int, strategy: str, degree: int) -> str:
-    return f"{strategy} at degree {degree} on {ranks} ranks"
+def _words(ranks: int, strategy: str, degree: int, stages: int) -> str:
+    return f"{strategy} at degree {degree}{f' in {stages} stages' if stages > 1 else ''} on {ranks} ranks"

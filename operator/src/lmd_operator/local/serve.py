@@ -117,11 +117,10 @@ def _verified(built: Desired, layout: Layout) -> str:
     path = Path(layout.run) / RANKS_FILE
     ranks = json.loads(path.read_text())["ranks"] if path.is_file() else []
     plan, degrees = built.plan, {rank["degree"] for rank in ranks}
-    degree = plan.tensor * plan.data
-    if len(ranks) != plan.ranks or degrees != {degree} or {rank.get("pipeline", 1) for rank in ranks} != {plan.pipeline}:
+    if len(ranks) != plan.ranks or degrees != {plan.degree} or {rank.get("pipeline", 1) for rank in ranks} != {plan.pipeline}:
         stages = f" in {plan.pipeline} stages" if plan.pipeline > 1 else ""
         raise LocalRunError(
-            f"{_ranks(plan.ranks)} at degree {degree}{stages} were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}"
+            f"{_ranks(plan.ranks)} at degree {plan.degree}{stages} were planned, but {len(ranks)} reported, with degrees {sorted(degrees)}"
         )
     held = ", ".join(f"{rank['parameter_bytes'] / 2**20:.0f}" for rank in ranks)
     whole = ranks[0]["model_bytes"] / 2**20

@@ -46,6 +46,11 @@ class Plan:
         """Processes of one replica, and devices where there are any."""
         return self.tensor * self.pipeline * self.data
 
+    @property
+    def degree(self) -> int:
+        """What every rank reports as its degree: the ranks that share a layer, or under ZeroInference all parameters."""
+        return self.tensor * self.data
+
 
 def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None = None) -> Plan:
     """Return the plan for a valid spec.

@@ -45,6 +45,7 @@ class _Rank:
     world_size: int
     strategy: str
     degree: int
+    stages: int
     device: str
     held: int
     whole: int
@@ -83,9 +84,9 @@ def compared(plan: Plan, document: object) -> Verdict:
     if ranks is None:
         return unusable("what answers there is no report of ranks")
     for number, rank in sorted(ranks.items()):
-        if (rank.world_size, rank.strategy, rank.degree) != (plan.ranks, plan.strategy, plan.tensor):
-            runs = _words(rank.strategy, rank.degree, rank.world_size)
-            return _wrong("DegreeMismatch", f"rank {number} runs {runs}, but {_words(plan.strategy, plan.tensor, plan.ranks)} is planned")
+        runs, planned = (rank.strategy, rank.degree, rank.stages, rank.world_size), (plan.strategy, plan.degree, plan.pipeline, plan.ranks)
+        if runs != planned:
+            return _wrong("DegreeMismatch", f"rank {number} runs {_words(*runs)}, but {_words(*planned)} is planned")
     missing = [str(number) for number in range(plan.ranks) if number not in ranks]
     if missing:
         return _wrong("RankMissing", f"rank {missing[0]} does not report; {len(ranks)} of {plan.ranks} planned ranks do")
@@ -121,12 +122,13 @@ def _ranks(document: object) -> dict[int, _Rank] | None:
             return None
         counts = [entry.get(name) for name in ("rank", "world_size", "degree", "parameter_bytes", "model_bytes")]
         texts = [entry.get(name) for name in ("strategy", "device_id")]
-        numbers = [count for count in [*counts, entry.get("allowed_bytes", 0)] if type(count) is int and 0 <= count < 2**60]
+        counts += [entry.get("pipeline", 1), entry.get("allowed_bytes", 0)]
+        numbers = [count for count in counts if type(count) is int and 0 <= count < 2**60]
         words = [_plain(text) for text in texts if isinstance(text, str)]
-        if len(numbers) != len(counts) + 1 or len(words) != len(texts):
+        if len(numbers) != len(counts) or len(words) != len(texts):
             return None
-        number, world_size, degree, held, whole, allowed = numbers
-        found[number] = _Rank(world_size, words[0], degree, words[1], held, whole, allowed)
+        number, world_size, degree, held, whole, stages, allowed = numbers
+        found[number] = _Rank(world_size, words[0], degree, stages, words[1], held, whole, allowed)
     return found
 
 
@@ -152,15 +154,20 @@ def _right(plan: Plan, ranks: Sequence[_Rank]) -> str:
     least, most = (_size(pick(rank.held for rank in ranks)) for pick in (min, max))
     each = f"{most} of parameters each" if least == most else f"{least} to {most} of parameters each"
     devices = ", each on a GPU of its own" if plan.gpus_per_replica else ""
-    return f"All {plan.ranks} ranks run what is planned: {plan.strategy} at degree {plan.tensor}, {each} of {whole}{devices}."
+    runs = f"{plan.strategy} at degree {plan.degree}{_stages(plan.pipeline)}"
+    return f"All {plan.ranks} ranks run what is planned: {runs}, {each} of {whole}{devices}."
 
 
 def _wrong(reason: str, what: str) -> Verdict:
     return Verdict("False", reason, f"A replica runs something else than planned: {what}. To put it right, {_REMEDIES[reason]}.")
 
 
-def _words(strategy: str, degree: int, ranks: int) -> str:
-    return f"{strategy} at degree {degree} on {'1 rank' if ranks == 1 else f'{ranks} ranks'}"
+def _words(strategy: str, degree: int, stages: int, ranks: int) -> str:
+    return f"{strategy} at degree {degree}{_stages(stages)} on {'1 rank' if ranks == 1 else f'{ranks} ranks'}"
+
+
+def _stages(count: int) -> str:
+    return f" in {count} stages" if count > 1 else ""
 
 
 def _size(count: int) -> str:
