@@ -27,7 +27,7 @@ def ask(address: str, prompt: str, max_tokens: int) -> str:
     return text
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_model_whose_parameters_stay_on_the_host_answers_as_plain_transformers(
     start: Callable[..., Serving], example: Path, short_smollm2: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -79,7 +79,7 @@ def model(request):
         pytest.param((1, "DeepSpeed", "Continuous"), id="1-DeepSpeed-Continuous", marks=pytest.mark.long),
         pytest.param((2, "DeepSpeed", "Continuous"), id="2-DeepSpeed-Continuous"),
         pytest.param((3, "DeepSpeed", "Continuous"), id="3-DeepSpeed-Continuous", marks=pytest.mark.long),  # tests/local/test_crowd.py
-        pytest.param((3, "Tensor", "Continuous"), id="3-Tensor-Continuous"),
+        pytest.param((3, "Tensor", "Continuous"), id="3-Tensor-Continuous", marks=pytest.mark.long),
         pytest.param((3, "Pipeline", "Continuous"), id="3-Pipeline-Continuous"),
         pytest.param((2, "DeepSpeed", "Static"), id="2-DeepSpeed-Static", marks=pytest.mark.long),
     ],

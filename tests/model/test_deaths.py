@@ -43,8 +43,8 @@ def running(tiny_llama, even_llama, write_scenario, ranks, strategy, scheduler, 
     ("strategy", "scheduler", "victim"),
     [
         ("DeepSpeed", "Continuous", 0),
-        ("Tensor", "Continuous", 1),
-        ("DeepSpeed", "Static", 1),
+        pytest.param("Tensor", "Continuous", 1, marks=pytest.mark.long),
+        pytest.param("DeepSpeed", "Static", 1, marks=pytest.mark.long),
         ("Pipeline", "Continuous", 0),
         ("ZeroInference", "Static", 1),
     ],
@@ -57,7 +57,12 @@ def test_a_killed_rank_is_the_failure_of_the_other(running, victim):
 
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "victim"),
-    [("DeepSpeed", "Continuous", 1), ("Tensor", "Static", 1), ("Pipeline", "Continuous", 0), ("ZeroInference", "Static", 1)],
+    [
+        ("DeepSpeed", "Continuous", 1),
+        pytest.param("Tensor", "Static", 1, marks=pytest.mark.long),
+        ("Pipeline", "Continuous", 0),
+        ("ZeroInference", "Static", 1),
+    ],
 )
 def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running, victim):
     """The libraries' own groups would wait for half an hour; a later stage waits for what the one before it hands over."""

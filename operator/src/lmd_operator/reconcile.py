@@ -81,7 +81,7 @@ class Reconciler:
         memory = self._memory.setdefault(key, Memory())
         try:
             owner = self._parse(parent, memory)
-            if inspection.is_needed(owner) and inspection.outline(self._known(owner, parent, memory)) is None:
+            if memory.made is None and inspection.is_needed(owner) and inspection.outline(self._known(owner, parent, memory)) is None:
                 return await self._inspect(parent, owner, memory)
             made = self._make(parent, owner, memory)
         except InvalidSpecError as error:
@@ -91,7 +91,7 @@ class Reconciler:
         children = self._startable(parent, made.children, built, owner)
         if memory.is_applied and self._lacks_children(children) and not await self._exists(parent):
             return Result()
-        told = rollout.turning(self._deployment(parent), self._pods(parent), built.revision, is_one_by_one=made.is_tight)
+        told = rollout.turning(self._deployment(parent), self._pods(parent), is_one_by_one=made.is_tight)
         await self._removals.clear(key)
         failures, retry = await self._apply(children, parent.uid)
         self._note_applied(parent, memory)
@@ -119,7 +119,7 @@ class Reconciler:
     def _make(self, parent: Parent, owner: LargeModelDeployment, memory: Memory) -> Made:
         """Return what the object wants; it is made once per generation while the object is worked on, and again when room runs out."""
         made = memory.made or self._made(parent, owner, memory, is_tight=False)
-        is_tight = rollout.replaces_one_by_one(owner, self._deployment(parent), self._pods(parent), made.built.revision)
+        is_tight = rollout.replaces_one_by_one(owner, self._deployment(parent), self._pods(parent))
         memory.made = made if made.is_tight == is_tight else self._made(parent, owner, memory, is_tight=is_tight)
         self.lately.add((parent.namespace, parent.name), memory)
         return memory.made

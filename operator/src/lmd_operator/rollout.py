@@ -21,17 +21,19 @@ old replica."""
 _ACTION = "Roll"
 
 
-def replaces_one_by_one(owner: LargeModelDeployment, state: DeploymentState | None, pods: Sequence[PodState], revision: str) -> bool:
-    """Return whether old replicas make place for new ones, given what runs and the wanted revision."""
-    old = [pod for pod in pods if pod.revision != revision and not pod.job and not pod.is_ended]
-    if owner.spec.rollout.strategy != "Auto" or state is None or not old:
+def replaces_one_by_one(owner: LargeModelDeployment, state: DeploymentState | None, pods: Sequence[PodState]) -> bool:
+    """Return whether old replicas make place for new ones, given what runs.
+
+    Old are pods of another template, whatever has changed: a restart or another image leaves the revision as it is.
+    """
+    if owner.spec.rollout.strategy != "Auto" or state is None or state.replicas <= state.updated:
         return False
-    return state.is_one_by_one or bool(no_room(state, pods, revision))
+    return state.is_one_by_one or bool(no_room(state, pods))
 
 
-def no_room(state: DeploymentState, pods: Sequence[PodState], revision: str) -> str:
-    """Return what is used up, in the scheduler's or the quota's words; nothing while all new replicas find a place."""
-    waiting = (pod.scheduling_message for pod in pods if pod.revision == revision and not pod.is_scheduled and not pod.is_going)
+def no_room(state: DeploymentState, pods: Sequence[PodState]) -> str:
+    """Return what is used up, in the scheduler's or the quota's words; nothing while every replica finds a place."""
+    waiting = (pod.scheduling_message for pod in pods if not (pod.is_scheduled or pod.is_going or pod.is_ended or pod.job))
     for message in (*waiting, state.failure):
         if found := _USED_UP.findall(message):
             return ", ".join(each.strip(" .") for each in found)
@@ -47,12 +49,9 @@ def beginning(owner: LargeModelDeployment, previous: Status, revision: str) -> l
     return [Told("Normal", "ReplacingBySurge", _ACTION, note)]
 
 
-def turning(state: DeploymentState | None, pods: Sequence[PodState], revision: str, *, is_one_by_one: bool) -> list[Told]:
+def turning(state: DeploymentState | None, pods: Sequence[PodState], *, is_one_by_one: bool) -> list[Told]:
     """Return what to tell when a roll-out turns out to have no room."""
     if not is_one_by_one or state is None or state.is_one_by_one:
         return []
-    note = (
-        f"There is no room for one more replica of revision {revision} ({no_room(state, pods, revision)}), so old replicas end one by one "
-        "to make place for the new ones."
-    )
+    note = f"There is no room for one more replica ({no_room(state, pods)}), so old replicas end one by one to make place for the new ones."
     return [Told("Normal", "ReplacingOneByOne", _ACTION, note)]

@@ -24,48 +24,46 @@ def owner(rollout: str = "Auto") -> LargeModelDeployment:
     return LargeModelDeployment.model_validate(document)
 
 
-def deployment(surge: int | str = 1, failure: str = "") -> DeploymentState:
+def deployment(surge: int | str = 1, failure: str = "", old: int = 2) -> DeploymentState:
     conditions = [{"type": "ReplicaFailure", "status": "True", "message": failure}] if failure else []
     spec = {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1}}}
-    return deployment_state({"metadata": {"generation": 1}, "spec": spec, "status": {"conditions": conditions}})
+    status = {"replicas": old + 1, "updatedReplicas": 1, "conditions": conditions}
+    return deployment_state({"metadata": {"generation": 1}, "spec": spec, "status": status})
 
 
-def pod(revision: str, unscheduled: str = "", **more: Any) -> PodState:
+def pod(unscheduled: str = "", **more: Any) -> PodState:
     scheduled = {"type": "PodScheduled", "status": "False" if unscheduled else "True", "message": unscheduled}
-    labels = {"largemodel.dev/revision": revision}
-    document = {"metadata": {"name": "p", "labels": labels}, "status": {"conditions": [scheduled]}}
-    return replace(pod_state(document), **more)
+    return replace(pod_state({"metadata": {"name": "p"}, "status": {"conditions": [scheduled]}}), **more)
 
 
-OLD = pod("old")
 RUNNING = Status(replicas=2, revision=Revisions(updated="old"))
 
 
 @pytest.mark.parametrize(
     ("state", "pods", "expected"),
     [
-        pytest.param(deployment(), [OLD, pod("new", FULL)], True, id="no devices are left"),
-        pytest.param(deployment(failure=QUOTA), [OLD], True, id="the quota is used up"),
-        pytest.param(deployment(), [OLD, pod("new")], False, id="the new one has found a place"),
-        pytest.param(deployment(), [OLD, pod("new", NO_SUCH_NODE)], False, id="no old one could make such a place"),
-        pytest.param(deployment(failure="denied by a webhook"), [OLD], False, id="no old one could make it be admitted"),
-        pytest.param(deployment(), [pod("new", FULL)], False, id="nobody is there to make place"),
-        pytest.param(deployment(), [pod("old", is_ended=True), pod("new", FULL)], False, id="who ended holds nothing"),
-        pytest.param(deployment(), [pod("old", job="fill"), pod("new", FULL)], False, id="the pod of a Job is no replica"),
-        pytest.param(deployment(), [OLD, pod("new", FULL, is_going=True)], False, id="who goes needs no place"),
-        pytest.param(deployment(surge=0), [OLD, pod("new")], True, id="begun one by one, it goes on so"),
-        pytest.param(deployment(surge="0%"), [pod("old", is_going=True), pod("new")], True, id="until the last old one is gone"),
-        pytest.param(deployment(surge=0), [pod("new"), pod("new")], False, id="over: the next one tries to surge again"),
-        pytest.param(None, [OLD, pod("new", FULL)], False, id="nothing is there yet"),
+        pytest.param(deployment(), [pod(), pod(FULL)], True, id="no devices are left"),
+        pytest.param(deployment(failure=QUOTA), [pod()], True, id="the quota is used up"),
+        pytest.param(deployment(), [pod(), pod()], False, id="the new one has found a place"),
+        pytest.param(deployment(), [pod(), pod(NO_SUCH_NODE)], False, id="no old one could make such a place"),
+        pytest.param(deployment(failure="denied by a webhook"), [pod()], False, id="no old one could make it be admitted"),
+        pytest.param(deployment(old=0), [pod(FULL)], False, id="nobody is there to make place"),
+        pytest.param(deployment(), [pod(FULL, is_ended=True), pod()], False, id="who ended needs no place"),
+        pytest.param(deployment(), [pod(FULL, job="fill"), pod()], False, id="the pod of a Job is no replica"),
+        pytest.param(deployment(), [pod(), pod(FULL, is_going=True)], False, id="who goes needs no place"),
+        pytest.param(deployment(surge=0), [pod(), pod()], True, id="begun one by one, it goes on so"),
+        pytest.param(deployment(surge="0%"), [pod(), pod()], True, id="in percent too"),
+        pytest.param(deployment(surge=0, old=0), [pod(), pod()], False, id="over: the next one tries to surge again"),
+        pytest.param(None, [pod(), pod(FULL)], False, id="nothing is there yet"),
     ],
 )
 def test_old_replicas_make_place_only_where_that_helps(state: DeploymentState | None, pods: list[PodState], expected: bool) -> None:
-    assert replaces_one_by_one(owner(), state, pods, "new") is expected
+    assert replaces_one_by_one(owner(), state, pods) is expected
 
 
 @pytest.mark.parametrize("rollout", ["RollingUpdate", "Recreate"])
 def test_what_was_asked_for_is_not_changed(rollout: str) -> None:
-    assert not replaces_one_by_one(owner(rollout), deployment(), [OLD, pod("new", FULL)], "new")
+    assert not replaces_one_by_one(owner(rollout), deployment(), [pod(), pod(FULL)])
     assert beginning(owner(rollout), RUNNING, "new") == []
 
 
@@ -75,17 +73,17 @@ def test_the_deployment_says_which() -> None:
 
 
 def test_events_say_which_and_why_once() -> None:
-    pods = [OLD, pod("new", FULL)]
+    pods = [pod(), pod(FULL)]
     (begun,) = beginning(owner(), RUNNING, "new")
     assert begun.note == "Revision new starts one replica beside those that run. If there is no room for it, they are replaced one by one."
     assert beginning(owner(), RUNNING, "old") == [], "the same one"
     assert beginning(owner(), RUNNING.model_copy(update={"replicas": 0}), "new") == [], "nothing is replaced"
-    (turned,) = turning(deployment(), pods, "new", is_one_by_one=True)
+    (turned,) = turning(deployment(), pods, is_one_by_one=True)
     assert turned.note == (
-        "There is no room for one more replica of revision new (2 Insufficient nvidia.com/gpu), so old replicas end one by one "
-        "to make place for the new ones."
+        "There is no room for one more replica (2 Insufficient nvidia.com/gpu), so old replicas end one by one to make place "
+        "for the new ones."
     )
-    assert turning(deployment(surge=0), pods, "new", is_one_by_one=True) == [], "said before"
-    assert turning(deployment(), pods, "new", is_one_by_one=False) == []
-    (full,) = turning(deployment(failure=QUOTA), [OLD], "new", is_one_by_one=True)
+    assert turning(deployment(surge=0), pods, is_one_by_one=True) == [], "said before"
+    assert turning(deployment(), pods, is_one_by_one=False) == []
+    (full,) = turning(deployment(failure=QUOTA), [pod()], is_one_by_one=True)
     assert "(exceeded quota: gpus)" in full.note

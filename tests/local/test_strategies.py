@@ -1,4 +1,7 @@
-"""A pipeline under `lmd serve`: the real frontend, one rank a stage or several, and tokens as of one process."""
+"""Every strategy under `lmd serve`, each with models of several families: the real frontend, and tokens as of one process.
+
+`make test` takes the strategies whose ranks are cut in the most different ways, `make test-long` all of them.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             "engine": {"dtype": "float32", "contextTokens": 64, "torchServe": {"startupTimeoutSeconds": 200}},
             "accelerator": {"type": "CPU"},
         }
-        document = {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": {"name": "stages"}, "spec": spec}
-        file = tmp_path / "stages.yaml"
+        document = {"apiVersion": "largemodel.dev/v1alpha1", "kind": "LargeModelDeployment", "metadata": {"name": "tiny"}, "spec": spec}
+        file = tmp_path / "tiny.yaml"
         file.write_text(yaml.safe_dump(document))
         return file
 
@@ -60,34 +63,42 @@ def request(port: int, path: str, body: object = None) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
-        connection.request(method, f"/predictions/stages/1.0/{path}", data, {"Content-Type": "application/json"})
+        connection.request(method, f"/predictions/tiny/1.0/{path}", data, {"Content-Type": "application/json"})
         return json.loads(connection.getresponse().read())
     finally:
         connection.close()
 
 
-@pytest.mark.parametrize(
-    ("family", "parallelism", "ranks", "scheduler"),
-    [
-        pytest.param("gpt_oss, short window", {"strategy": "Pipeline", "pipeline": 2}, 2, "Static", id="two stages"),
-        pytest.param("llama", {"strategy": "PipelineTensor", "tensor": 2, "pipeline": 2}, 4, "Continuous", id="two cut stages"),
-    ],
-)
+STRATEGIES: dict[str, tuple[dict[str, int], int, list[str]]] = {
+    "None": ({}, 1, ["llama, tied", "gpt2", "bloom"]),
+    "DeepSpeed": ({"tensor": 2}, 2, ["llama, 3 key-value heads", "gpt_neox", "opt"]),
+    "Tensor": ({"tensor": 2}, 2, ["llama", "phi3", "mixtral"]),
+    "Expert": ({"expert": 2}, 2, ["mixtral", "qwen3_moe", "gpt_oss"]),
+    "Pipeline": ({"pipeline": 2}, 2, ["gpt_oss, short window", "llama, tied", "qwen3"]),
+    "PipelineTensor": ({"tensor": 2, "pipeline": 2}, 4, ["llama", "mixtral", "qwen3"]),
+    "Accelerate": ({}, 1, ["llama, tied", "gpt2", "mixtral"]),
+    "ZeroInference": ({"data": 2}, 2, ["gpt_neox", "llama, tied", "mixtral"]),
+}
+"""The degrees, the ranks they make, and families."""
+EVERY_DAY = {("Expert", "mixtral"), ("Pipeline", "gpt_oss, short window"), ("PipelineTensor", "llama")}
+CASES = [
+    pytest.param(strategy, family, marks=[] if (strategy, family) in EVERY_DAY else pytest.mark.long)
+    for strategy, (_, _, families) in STRATEGIES.items()
+    for family in families
+]
+
+
+@pytest.mark.parametrize(("strategy", "family"), CASES)
 def test_requests_side_by_side_get_the_tokens_of_one_process(
-    start: Callable[..., Any],
-    write: Callable[..., Path],
-    tmp_path: Path,
-    family: str,
-    parallelism: dict[str, Any],
-    ranks: int,
-    scheduler: str,
+    start: Callable[..., Any], write: Callable[..., Path], tmp_path: Path, strategy: str, family: str
 ) -> None:
-    serving = start(manifest=write(family, parallelism))
-    assert f"{ranks} ranks on cpu verified" in serving.wait_for("ready after")
+    degrees, ranks, _ = STRATEGIES[strategy]
+    serving = start(manifest=write(family, {"strategy": strategy, **degrees}))
+    serving.wait_for("serving")
     port, answers = serving.port, [""] * len(PROMPTS)
 
     def ask(index: int) -> None:
-        body = {"model": "stages", "prompt": PROMPTS[index], "max_tokens": STEPS, "temperature": 0}
+        body = {"model": "tiny", "prompt": PROMPTS[index], "max_tokens": STEPS, "temperature": 0}
         answers[index] = request(port, "v1/completions", body)["choices"][0]["text"].strip()
 
     threads = [threading.Thread(target=ask, args=[index]) for index in range(len(PROMPTS))]
@@ -98,7 +109,7 @@ def test_requests_side_by_side_get_the_tokens_of_one_process(
     assert answers == expected(tmp_path / "model")
 
     report = request(port, "lmd/report")["ranks"]
-    assert [(rank["rank"], rank["strategy"], rank["pipeline"], rank["scheduler"]) for rank in report] == [
-        (number, parallelism["strategy"], 2, scheduler) for number in range(ranks)
+    assert [(rank["rank"], rank["strategy"], rank["pipeline"]) for rank in report] == [
+        (number, strategy, degrees.get("pipeline", 1)) for number in range(ranks)
     ]
     serving.end()
