@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import http.server
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,10 +21,18 @@ from lmd_operator.rendering.layout import POD
 from lmd_operator.runtime.reports import LARGEST_ANSWER_BYTES
 
 pytestmark = pytest.mark.reliability
-ADDRESS = "127.77.0.2"
 NOBODY = "127.77.0.3"
 AssertQuiet = Callable[..., None]
 Document = dict[str, Any]
+
+
+def _bound(handler: type[http.server.BaseHTTPRequestHandler]) -> http.server.ThreadingHTTPServer:
+    """Return a server at a loopback address of its own, as the port is fixed and other tests run beside."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            address = f"127.78.{random.randrange(256)}.{random.randrange(1, 255)}"
+            return http.server.ThreadingHTTPServer((address, POD.operations_port), handler)
+    raise AssertionError("no loopback address is free")
 
 
 class Replicas:
@@ -44,7 +54,8 @@ class Replicas:
             def log_message(self, *words: object) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer((ADDRESS, POD.operations_port), Handler)
+        self.server = _bound(Handler)
+        self.address = str(self.server.server_address[0])
 
     def report(self, plan: Document, change: Callable[[list[Document]], object] = lambda ranks: None) -> None:
         """Answer what ranks of the plan report, with a change."""
@@ -99,7 +110,7 @@ def test_ranks_as_planned_are_verified_and_a_restart_writes_nothing(
 ) -> None:
     replicas.report(_plan(objects))
     mark = own_plane.audit.mark()
-    objects.create("small", _at(ADDRESS, replicas=2))
+    objects.create("small", _at(replicas.address, replicas=2))
     objects.wait_settled("small")
     message = _becomes(objects, "True", "AsPlanned")
     assert message == "All 3 ranks run what is planned: DeepSpeed at degree 3, 45.0 MB of parameters each of 134.5 MB."
@@ -135,7 +146,7 @@ def test_ready_and_verified_are_told_together_where_a_replica_loads_before_it_is
     pod = f"{objects.path('Pod', eventually(waiting, 'pod that waits'))}/status"
     eventually(lambda: objects.condition("small", "Ready").get("reason") == "ImagePull", "the first status")
     worker = {"name": "worker", "image": "w", "imageID": "", "ready": False, "restartCount": 0, "state": {"running": {}}, "started": True}
-    address = {"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}], "phase": "Running"}
+    address = {"podIP": replicas.address, "podIPs": [{"ip": replicas.address}], "phase": "Running"}
     objects.api.patch(pod, {"status": {**address, "containerStatuses": [worker]}})
     eventually(lambda: replicas.asked, "the question")
     ready = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady", "PodScheduled")]
@@ -171,7 +182,7 @@ def test_a_replica_that_differs_is_told_until_it_is_put_right(
 ) -> None:
     change, reason, words = DIFFERENCES[difference]
     replicas.report(_plan(objects), change)
-    objects.create("small", _at(ADDRESS, replicas=1))
+    objects.create("small", _at(replicas.address, replicas=1))
     objects.wait_settled("small")
     assert words in _becomes(objects, "False", reason)
     assert objects.condition("small", "Ready")["status"] == "True"
@@ -192,26 +203,33 @@ def test_a_replica_that_differs_is_told_until_it_is_put_right(
 
 def test_two_ranks_on_one_gpu_are_told(operator: Operator, objects: Objects, replicas: Replicas) -> None:
     replicas.report(_plan(objects), lambda ranks: [rank.update(device_id=f"GPU-{min(rank['rank'], 1)}") for rank in ranks])
-    objects.create("small", _at(ADDRESS, replicas=1, accelerator={"type": "Nvidia"}))
+    objects.create("small", _at(replicas.address, replicas=1, accelerator={"type": "Nvidia"}))
     objects.wait_settled("small")
     assert "ranks 1 and 2 both run on GPU-1" in _becomes(objects, "False", "SharedDevice")
 
 
 @pytest.mark.parametrize(
-    ("address", "status", "body", "words"),
+    ("is_there", "status", "body", "words"),
     [
-        pytest.param(NOBODY, 200, b"", "no ready replica has told what its ranks run", id="nobody answers"),
-        pytest.param(ADDRESS, 503, b"", "no ready replica has told what its ranks run", id="not now"),
-        pytest.param(ADDRESS, 200, b"hello", "the answer is no JSON", id="junk"),
-        pytest.param(ADDRESS, 200, b'{"ranks": {}}', "what answers there is no report of ranks", id="another document"),
-        pytest.param(ADDRESS, 200, b" " * (LARGEST_ANSWER_BYTES + 1), "the answer is larger than", id="too large"),
+        pytest.param(False, 200, b"", "no ready replica has told what its ranks run", id="nobody answers"),
+        pytest.param(True, 503, b"", "no ready replica has told what its ranks run", id="not now"),
+        pytest.param(True, 200, b"hello", "the answer is no JSON", id="junk"),
+        pytest.param(True, 200, b'{"ranks": {}}', "what answers there is no report of ranks", id="another document"),
+        pytest.param(True, 200, b" " * (LARGEST_ANSWER_BYTES + 1), "the answer is larger than", id="too large"),
     ],
 )
 def test_who_reports_nothing_is_not_known_and_quiet(
-    operator: Operator, objects: Objects, replicas: Replicas, assert_quiet: AssertQuiet, address: str, status: int, body: bytes, words: str
+    operator: Operator,
+    objects: Objects,
+    replicas: Replicas,
+    assert_quiet: AssertQuiet,
+    is_there: bool,
+    status: int,
+    body: bytes,
+    words: str,
 ) -> None:
     replicas.status, replicas.body = status, body
-    objects.create("small", _at(address, replicas=1))
+    objects.create("small", _at(replicas.address if is_there else NOBODY, replicas=1))
     objects.wait_settled("small")
     eventually(lambda: words in objects.condition("small", "ParallelismVerified")["message"], f"the words {words}", seconds=30)
     assert _verified(objects) == ("Unknown", "NotReported")
