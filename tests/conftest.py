@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,43 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(directory)
     words = Tokenizer(WordLevel({f"w{index}": index for index in range(512)}, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    for file in directory.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; a pod's user is another one
     return directory
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """A user's own handler in every form, its model beside it, and what it has to answer."""
+
+    sources: Path
+    volume: Path
+    prompt: str
+    answer: str
+
+
+@pytest.fixture(scope="session")
+def handlers(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Handlers:
+    """What a claim would hold: the model, a `.mar` made by torch-model-archiver, and a model directory; the answer is one process'."""
+    import torch
+    import transformers
+
+    root, sources, prompt = tmp_path_factory.mktemp("volume"), Path(__file__).parent / "local" / "handlers", "w5 w17 w200 w3"
+    root.chmod(0o755)  # a pod's user is another one
+    shutil.copytree(tiny_llama, root / "tiny")
+    own = root / "own-config.yaml"
+    own.write_text(
+        yaml.safe_dump({"minWorkers": 4, "batchSize": 2, "parallelType": "pp", "handler": {"model_path": "elsewhere", "seed": 7}})
+    )
+    common = ["--model-name", "any", "--version", "2.0", "--handler", str(sources / "handler.py"), "--config-file", str(own)]
+    for form in ("default", "no-archive"):
+        command = [str(Path(sys.executable).with_name("torch-model-archiver")), *common, "--archive-format", form]
+        subprocess.run([*command, "--export-path", str(root)], check=True, capture_output=True)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tiny_llama)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        tokens = model.generate(tokenizer([prompt], return_tensors="pt")["input_ids"], max_new_tokens=12, do_sample=False)
+    return Handlers(sources, root, prompt, " ".join(map(str, tokens[0].tolist())))
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ VERBS = {
     "watch": {"watch"},
     "apply": {"patch", "create"},
     "apply_content": {"patch", "create"},
+    "apply_new": {"patch", "create"},
     "merge": {"patch"},
     "create": {"create"},
     "replace": {"update"},

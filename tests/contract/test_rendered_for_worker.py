@@ -89,6 +89,7 @@ def test_the_worker_reads_every_setting_as_it_was_meant(materialised, tmp_path: 
         context_tokens=engine.context_tokens,
         scheduler=engine.scheduler,
         concurrency=engine.concurrency,
+        prefix_caching=engine.prefix_caching,
         queue_size=engine.torch_serve.job_queue_size,
         host_memory_bytes=20 * 2**30 if manifest.stem == "accelerate" else None,
         trust_remote_code=owner.spec.model.trust_remote_code,

@@ -10,9 +10,9 @@ import pytest
 
 from lmd_operator.observed import PodState
 from lmd_operator.planning.plan import Plan
-from lmd_operator.status.causes import FAULTS, fault_of
+from lmd_operator.status.causes import FAULTS, fault_of, of_pod
 from lmd_operator.status.verification import compared
-from lmd_worker import lastwords, report
+from lmd_worker import lastwords, probes, report
 from lmd_worker.errors import ParallelismReason, RankError
 
 PLAN = Plan("DeepSpeed", 2, 2, 1, "asked for")
@@ -42,6 +42,10 @@ def test_the_operator_reads_what_a_worker_writes(changes: dict[str, Any], reason
     assert compared(PLAN, json.loads(reports(**changes))).reason == reason
 
 
+def test_the_slowest_rank_says_how_long_loading_took() -> None:
+    assert compared(PLAN, json.loads(reports(load_seconds=41))).load_seconds == 41
+
+
 @pytest.mark.parametrize("reason", FAULTS)
 def test_the_operator_reads_a_worker_s_last_words(reason: ParallelismReason) -> None:
     words = lastwords.of(1, RankError("it is odd. Do something.", reason=reason))
@@ -49,3 +53,15 @@ def test_the_operator_reads_a_worker_s_last_words(reason: ParallelismReason) -> 
     cause = fault_of(ended)
     assert cause is not None
     assert (cause.reason, cause.message) == (reason, "Rank 1: it is odd. Do something")
+
+
+def test_the_operator_knows_a_worker_that_was_ended_while_it_loaded() -> None:
+    words = f"{probes.NOT_LOADED}: the model was not loaded 1800 s after the start."
+    ended = PodState("pod", "r", False, False, False, True, "", False, True, 1, "", "", "Error", 143, words)
+    cause = of_pod(ended)
+    assert cause is not None
+    assert (cause.reason, cause.message) == (
+        "StartupTimeout",
+        "the model was not loaded 1800 s after the start, and it is started again; "
+        "raise spec.engine.torchServe.startupTimeoutSeconds, or put the weights on a faster volume",
+    )

@@ -162,7 +162,7 @@ def _write_files(directory: Path, ports: list[int], handler: str) -> None:
     names = ("inference_address", "management_address", "metrics_address")
     lines = [f"{name}=http://127.0.0.1:{port}" for name, port in zip(names, ports[:3], strict=True)]
     lines += [f"grpc_inference_port={ports[3]}", f"grpc_management_port={ports[4]}", f"load_models={MODEL}"]
-    lines += ["disable_token_authorization=true", "decode_input_request=false", "disable_system_metrics=true"]
+    lines += ["disable_token_authorization=true", "decode_input_request=false", "disable_system_metrics=true", "netty_client_threads=1"]
     lines += ["enable_model_api=false", "allowed_urls=^$", "metrics_mode=prometheus", f"metrics_config={directory}/run/metrics.yaml"]
     (directory / "config" / "config.properties").write_text("\n".join(lines))
 

@@ -30,6 +30,7 @@ from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.local.container import materialise
 from lmd_operator.local.ports import free_ports
 from lmd_operator.planning.plan import Plan
+from lmd_operator.planning.startup import UNKNOWN
 from lmd_operator.rendering.front_door import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
@@ -57,7 +58,7 @@ class Stub:
     """Loads nothing."""
 
     def initialize(self, context):
-        print("stub loaded", context.model_yaml_config["handler"]["strategy"], flush=True)
+        print(f"stub loaded {context.model_yaml_config['handler']['strategy']}\\n", end="", flush=True)
 
     def handle(self, data, context):
         return ["stub"] * len(data)
@@ -246,7 +247,7 @@ def understood(frontend: Frontend) -> dict[str, Any]:
         "batchSize": spec.engine.concurrency + spec.engine.torch_serve.job_queue_size + REFUSED_TOGETHER,
         "maxBatchDelay": 1,
         "responseTimeout": spec.engine.torch_serve.response_timeout_seconds,
-        "startupTimeout": spec.engine.torch_serve.startup_timeout_seconds,
+        "startupTimeout": spec.engine.torch_serve.startup_timeout_seconds or UNKNOWN.seconds,
         "maxRetryTimeoutInSec": 0,
         "deviceType": "cpu" if plan.gpus_per_replica == 0 else "gpu",
         "continuousBatching": True,

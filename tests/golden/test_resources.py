@@ -129,7 +129,8 @@ def test_nothing_is_empty_where_something_was_meant(manifest: Path) -> None:
 @pytest.mark.parametrize("manifest", [*EXAMPLES, *SCENARIOS], ids=lambda path: path.stem)
 def test_probes_and_the_drain_say_what_to_do(manifest: Path) -> None:
     (container,) = children(manifest)["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert container["startupProbe"]["exec"] == container["readinessProbe"]["exec"] == {"command": ["lmd-worker", "ready"]}
+    assert container["startupProbe"]["exec"] == {"command": ["lmd-worker", "started"]}
+    assert container["readinessProbe"]["exec"] == {"command": ["lmd-worker", "ready"]}
     assert container["livenessProbe"]["exec"] == {"command": ["lmd-worker", "alive"]}
     assert container["lifecycle"] == {"preStop": {"exec": {"command": ["lmd-worker", "drain"]}}}
 

@@ -87,6 +87,10 @@ def watch(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
         while not loaded.engine.progress(request["id"]).tokens:
             loaded.engine.wait([request["id"]], 1)
     write(out / f"running-{loaded.rank}", str(os.getpid()))
+    if scenario.get("stops_before_handing_over") == loaded.rank:
+        from lmd_worker.strategies import stages
+
+        stages._send = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
     while (failure := loaded.engine.failure()) is None:
         time.sleep(0.05)
     write(out / f"failed-{loaded.rank}", failure)

@@ -70,6 +70,13 @@ def test_a_stopped_rank_is_noticed_after_the_collective_timeout(running, victim)
     assert running.words("failed", 1 - victim).startswith(f"Rank {1 - victim}: the engine failed: ")
 
 
+def test_a_stage_that_stops_before_it_hands_over_is_noticed_after_the_collective_timeout(even_llama, write_scenario, ranks):
+    """Only when the engine had stood still for five minutes: what a stage waits for is no collective (seen once in some ten stops)."""
+    handler = {"collective_timeout_seconds": 5, "stall_timeout_seconds": 30, "strategy": "Pipeline", "pipeline": 2}
+    ranks.start("watch", write_scenario(even_llama, 2, handler=handler, waves=LONG, stops_before_handing_over=0), 2)
+    assert ranks.words("failed", 1).startswith("Rank 1: the engine failed: ")
+
+
 def test_one_ranks_failed_self_test_is_every_ranks_refusal(tiny_llama, write_scenario, ranks):
     ranks.start("load", write_scenario(tiny_llama, 2, break_rank=1), 2)
     assert [ranks.words("loaded", rank) for rank in (0, 1)] == ["SelfTestError: Rank 1: broken on purpose."] * 2

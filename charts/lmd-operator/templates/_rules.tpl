@@ -17,24 +17,24 @@ exists and needs `create` besides when it does not.
 - apiGroups: [largemodel.dev]
   resources: [largemodeldeployments/finalizers]
   verbs: [update]
-# get: before it makes a child it looks whether the name is free; delete: children that are no longer wanted
+# delete: children that are no longer wanted
 - apiGroups: [""]
   resources: [configmaps, services]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 # no delete: a Deployment goes with its object, by the garbage collector
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch]
 # fill and clear shared claims; patch also lets a Job run that waited for the end of its object
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 # why a replica does not answer is read from its pod
 - apiGroups: [""]
   resources: [pods]

@@ -77,11 +77,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether ranks run what is planned, with the reason in one word and in a sentence."""
+    """Whether ranks run what is planned, with the reason in one word and in a sentence; `load_seconds` is what the slowest one took."""
 
     status: Literal["True", "False", "Unknown"]
     reason: str
     message: str
+    load_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,16 @@ def test_free_ports_are_distinct() -> None:
     assert len(set(ports.free_ports(5))) == 5
 
 
+def test_a_rank_gets_all_cores_of_the_machine_unless_the_object_says_how_many() -> None:
+    """One rank computed on one core of many."""
+    document = yaml.safe_load((SCENARIOS / "one-rank-on-cpu.yaml").read_text())
+    document["spec"]["template"] = {}
+    alone = serve.alone(parse(document))
+    assert desired(alone, Settings()).plan.threads_per_rank == len(os.sched_getaffinity(0))
+    document["spec"]["template"] = {"resources": {"requests": {"cpu": "7"}}}
+    assert desired(serve.alone(parse(document)), Settings()).plan.threads_per_rank == 7
+
+
 def test_a_missing_model_is_named_with_the_place_it_was_looked_for(tmp_path: Path) -> None:
     document = yaml.safe_load((EXAMPLES / "smollm2.yaml").read_text())
     document["spec"]["model"]["source"]["path"]["path"] = "/models/nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import Any, cast
@@ -264,14 +265,13 @@ class ApplyApi:
         self._answer = answer
         self._meanwhile = meanwhile
 
-    async def get(self, *_: object) -> None:
-        return None
-
-    async def apply_content(self, *_: object) -> dict[str, Any]:
+    async def apply_new(self, *_: object) -> dict[str, Any]:
         self.applied += 1
         if self._meanwhile is not None:
             self._cache.put(self._meanwhile)
         return self._answer
+
+    apply_content = apply_new
 
 
 @pytest.mark.parametrize("is_overtaken", [False, True])
@@ -288,6 +288,48 @@ def test_a_change_that_overtakes_the_answer_to_a_write_is_drift(is_overtaken: bo
     door = Door(api, {SERVICE: cache})  # type: ignore[arg-type]
     assert asyncio.run(door.apply(child, "p")) == "created"
     assert asyncio.run(door.apply(child, "p")) == ("changed" if is_overtaken else "unchanged")
+
+
+class TakenApi:
+    """Has an object of the name that is asked for, or had one a moment ago."""
+
+    def __init__(self, found: list[dict[str, Any]], answer: dict[str, Any]) -> None:
+        self.applied = 0
+        self._found = found
+        self._answer = answer
+
+    async def apply_new(self, *_: object) -> dict[str, Any]:
+        raise ApiError("applying", 409, "the object has been modified", "Conflict")
+
+    async def list(self, *_: object, name: str) -> tuple[list[dict[str, Any]], str]:
+        return [each for each in self._found if each["metadata"]["name"] == name], "7"
+
+    async def apply_content(self, *_: object) -> dict[str, Any]:
+        self.applied += 1
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("owner", "raised", "applied"),
+    [
+        pytest.param("p", None, 1, id="ours, which the watch has not told of"),
+        pytest.param("", None, 1, id="ours without its owner"),
+        pytest.param("q", "is left of a deleted object", 0, id="of an object of the same name before"),
+        pytest.param(None, "the object has been modified", 0, id="gone again"),
+    ],
+)
+def test_a_name_that_turns_out_to_be_taken_is_looked_at_before_it_is_written(owner: str | None, raised: str | None, applied: int) -> None:
+    cache, _ = _cache()
+    child = Child.of(_service("a", 0, ports=[80]))
+    live = json.loads(child.sent())
+    live["metadata"] |= {"resourceVersion": "5", "labels": {} if owner else live["metadata"]["labels"]}
+    if owner:
+        live["metadata"]["ownerReferences"] = [{"kind": "LargeModelDeployment", "name": "small", "uid": owner, "controller": True}]
+    api = TakenApi([] if owner is None else [live], live | {"metadata": live["metadata"] | {"resourceVersion": "6"}})
+    door = Door(api, {SERVICE: cache})  # type: ignore[arg-type]
+    with pytest.raises(ApiError, match=raised) if raised else contextlib.nullcontext():
+        assert asyncio.run(door.apply(child, "p")) == "created"
+    assert api.applied == applied
 
 
 def test_a_record_knows_its_controller_and_ignores_the_servers_bookkeeping() -> None:

@@ -17,6 +17,7 @@ from lmd_operator.api.parse import parse
 from lmd_operator.api.semantics import quantity
 from lmd_operator.api.v1alpha1 import NAME_MAX_LENGTH
 from lmd_operator.names import RESERVED_ENV, RESERVED_ENV_PREFIXES
+from lmd_operator.planning.startup import UNKNOWN
 from lmd_operator.resources.desired import desired, document
 from lmd_operator.settings import Settings
 
@@ -218,12 +219,12 @@ def test_readiness_and_liveness_ask_different_questions(worker: dict[str, Any]) 
     ready, alive = worker["readinessProbe"], worker["livenessProbe"]
     assert alive["exec"] == {"command": ["lmd-worker", "alive"]}
     assert ready["exec"] == {"command": ["lmd-worker", "ready"]}
-    assert worker["startupProbe"]["exec"] == ready["exec"]
+    assert worker["startupProbe"]["exec"] == {"command": ["lmd-worker", "started"]}
 
 
 def test_the_startup_probe_waits_as_long_as_the_model_may_load(source: dict[str, Any], worker: dict[str, Any]) -> None:
     probe = worker["startupProbe"]
-    seconds = parse(source).spec.engine.torch_serve.startup_timeout_seconds
+    seconds = parse(source).spec.engine.torch_serve.startup_timeout_seconds or UNKNOWN.seconds
     assert seconds <= probe["periodSeconds"] * probe["failureThreshold"] < seconds + probe["periodSeconds"]
 
 

@@ -366,6 +366,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("spec.engine.dtype", "float16"),
         ("spec.engine.contextTokens", 4096),
         ("spec.engine.concurrency", 9),
+        ("spec.engine.prefixCaching", False),
         ("spec.engine.deepspeed.tensorParallelGrainSize", 32),
         ("spec.engine.deepspeed.keepModuleOnHost", True),
         ("spec.engine.torchServe.responseTimeoutSeconds", 299),

@@ -80,6 +80,20 @@ def always(**response: Any) -> Answer:
     return answer
 
 
+def verdict_of(answer: Answer) -> Verdict:
+    """Return what is made of the answer of the only replica."""
+
+    async def run() -> dict[str, Verdict | None]:
+        async with serving(answer) as port, a_bench(port) as bench:
+            bench.ask(a_pod())
+            await bench.until_told()
+            return bench.ask(a_pod())
+
+    (verdict,) = asyncio.run(run()).values()
+    assert verdict is not None
+    return verdict
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "FIRST_WAIT_SECONDS", 0.001)
@@ -124,27 +138,13 @@ def test_a_replica_is_asked_once_and_without_any_credential(monkeypatch: pytest.
     ],
 )
 def test_what_is_no_report_says_nothing_of_the_ranks(answer: Answer, words: str) -> None:
-    async def run() -> dict[str, Verdict | None]:
-        async with serving(answer) as port, a_bench(port) as bench:
-            bench.ask(a_pod())
-            await bench.until_told()
-            return bench.ask(a_pod())
-
-    (verdict,) = asyncio.run(run()).values()
-    assert verdict is not None
+    verdict = verdict_of(answer)
     assert (verdict.status, verdict.reason) == ("Unknown", "NotReported")
     assert words in verdict.message
 
 
 def test_the_largest_answer_is_read_whole() -> None:
-    async def run() -> dict[str, Verdict | None]:
-        async with serving(always(body=REPORT.ljust(LARGEST_ANSWER_BYTES))) as port, a_bench(port) as bench:
-            bench.ask(a_pod())
-            await bench.until_told()
-            return bench.ask(a_pod())
-
-    (verdict,) = asyncio.run(run()).values()
-    assert verdict is not None
+    verdict = verdict_of(always(body=REPORT.ljust(LARGEST_ANSWER_BYTES)))
     assert verdict.status == "True"
 
 
@@ -154,14 +154,14 @@ def test_one_that_never_answers_is_asked_a_few_times_and_then_left_alone(monkeyp
     async def run() -> dict[str, Verdict | None]:
         nonlocal tries
         async with a_bench(free_ports(1)[0]) as bench:
-            get = bench.reader._get
+            get = bench.reader._client.get
 
             async def counted(address: str) -> tuple[int, bytes | None]:
                 nonlocal tries
                 tries += 1
                 return await get(address)
 
-            monkeypatch.setattr(bench.reader, "_get", counted)
+            monkeypatch.setattr(bench.reader._client, "get", counted)
             assert bench.ask(a_pod()) == {"a": None}
             await bench.until_told()
             assert bench.ask(a_pod()) == {}, "given up"
@@ -180,14 +180,7 @@ def test_one_that_answers_late_is_heard() -> None:
         status = next(answers, 200)
         return web.Response(status=status, body=REPORT if status == 200 else b"")
 
-    async def run() -> dict[str, Verdict | None]:
-        async with serving(answer) as port, a_bench(port) as bench:
-            bench.ask(a_pod())
-            await bench.until_told()
-            return bench.ask(a_pod())
-
-    (verdict,) = asyncio.run(run()).values()
-    assert verdict is not None
+    verdict = verdict_of(answer)
     assert verdict.status == "True"
 
 
@@ -252,8 +245,8 @@ def test_addresses_of_both_families_are_asked() -> None:
 
                 async def close(self) -> None: ...
 
-            bench.reader._session = Session()  # type: ignore[assignment]
-            await bench.reader._get("fd00::1")
+            bench.reader._client._session = Session()  # type: ignore[assignment]
+            await bench.reader._client.get("fd00::1")
             return asked[0]
 
     assert asyncio.run(run()) == "http://[fd00::1]:1/report"

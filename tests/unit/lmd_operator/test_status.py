@@ -176,9 +176,11 @@ def test_the_whole_status_is_told() -> None:
             "strategy": "DeepSpeed",
             "tensor": 4,
             "pipeline": 1,
+            "data": 1,
             "gpusPerReplica": 4,
             "reason": "Auto: the tensor degree is 4, and DeepSpeed cuts every layer over 4 ranks of one node",
         },
+        "startup": {"limitSeconds": 1800, "sum": "1800 s, as the size of the weights is not known before they are loaded"},
     }
     assert [entry["message"] for entry in conditions] == [
         "The spec is valid.",

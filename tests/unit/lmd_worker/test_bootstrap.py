@@ -330,3 +330,13 @@ def test_something_in_the_working_directory_is_refused(container: Container) -> 
 
 def test_the_server_s_configuration_is_where_the_operator_mounts_it() -> None:
     assert os.fspath(Environment.from_variables({}).server_config) == "/etc/lmd/config.properties"
+
+
+def test_a_container_that_is_ended_before_it_is_a_server_ends() -> None:
+    """Process 1 ignored it, became the server, and its pod was killed only after the whole grace period."""
+    program = (
+        "import os, signal, time; from lmd_worker import __main__, bootstrap\n"
+        "bootstrap.serve = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))\n"
+        "__main__.serve(None)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 143

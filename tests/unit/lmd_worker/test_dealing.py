@@ -2,11 +2,9 @@
 
 import copy
 import queue
-import time
 
 import pytest
 import torch
-import transformers
 
 from lmd_worker.engine.protocol import Sampling
 from lmd_worker.engine.static import StaticEngine, _own_rows
@@ -40,11 +38,6 @@ class Link:
         return [tensor, self._collected.get(timeout=DEADLINE_SECONDS)]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_llama):
-    return transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-
-
 @pytest.fixture
 def pair(model):
     """Two engines, and the shapes of the tokens of every forward of each."""
@@ -72,21 +65,7 @@ def expected(model):
     return answer
 
 
-def finish(engine, *names):
-    tokens, ended = {name: [] for name in names}, set()
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while len(ended) < len(names):
-        assert time.monotonic() < deadline, engine.failure()
-        engine.wait(set(names) - ended, 1)
-        for name in set(names) - ended:
-            news = engine.progress(name)
-            tokens[name] += news.tokens
-            if news.finish_reason:
-                ended.add(name)
-    return tokens
-
-
-def test_ranks_that_are_done_early_go_on_until_all_are(pair, expected):
+def test_ranks_that_are_done_early_go_on_until_all_are(finish, pair, expected):
     """Rank 0's rows need 2 steps and rank 1's up to 9; none of them ever takes a step alone."""
     (leader, follower), forwards = pair
     steps = {"a": 1, "b": 2, "c": 1, "d": 9, "e": 4}
@@ -100,7 +79,7 @@ def test_ranks_that_are_done_early_go_on_until_all_are(pair, expected):
     assert len(forwards[0]) == 9
 
 
-def test_a_rank_without_a_request_takes_every_step_too(pair, expected):
+def test_a_rank_without_a_request_takes_every_step_too(finish, pair, expected):
     (leader, follower), forwards = pair
     leader.submit("a", PROMPTS["a"], Sampling(max_tokens=4))
     leader.start()

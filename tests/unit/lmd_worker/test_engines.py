@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from lmd_worker.engine.continuous import ContinuousEngine
-from lmd_worker.engine.pages import CacheShape, Pages
+from lmd_worker.engine.continuous import ContinuousEngine, Core
+from lmd_worker.engine.pages import PAGE_TOKENS, CacheShape, Pages
 from lmd_worker.engine.protocol import Sampling
 from lmd_worker.engine.static import StaticEngine
 from lmd_worker.errors import BadRequestError
@@ -28,8 +28,8 @@ def static(model, **limits):
     return StaticEngine(model, ALONE, **limits)
 
 
-def continuous(model, **limits):
-    shape = CacheShape(2, 6, 3, 32, torch.float32, limits["context_tokens"], limits["concurrency"])
+def continuous(model, *, shares_prefixes=True, **limits):
+    shape = CacheShape(2, 6, 3, 32, torch.float32, limits["context_tokens"], limits["concurrency"], shares_prefixes=shares_prefixes)
     return ContinuousEngine(model, ALONE, Pages(shape, ALONE.device), **limits)
 
 
@@ -440,3 +440,65 @@ def test_a_burst_of_random_requests_and_cancels_leaves_no_page_behind(models, st
     assert engine.failure() is None
     engine.submit("after", PROMPTS[1], Sampling(max_tokens=6))
     assert collect(engine, "after")[0]["after"] == reference(PROMPTS[1], 6)
+
+
+@pytest.fixture
+def read_tokens(monkeypatch):
+    """The tokens of prompts that turns have read."""
+    read, scores = [], Core.scores
+
+    def spy(self, batch):
+        read.append(batch.prompt_tokens)
+        return scores(self, batch)
+
+    monkeypatch.setattr(Core, "scores", spy)
+    return read
+
+
+def answer(engine, read, name, prompt, count):
+    """The tokens of one request alone, and how many of its prompt were read for it."""
+    read.clear()
+    engine.submit(name, prompt, Sampling(max_tokens=count))
+    tokens = collect(engine, name)[0][name]
+    return tokens, sum(read)
+
+
+def test_a_prompt_is_read_from_where_it_differs_from_an_earlier_one(models, start, reference, read_tokens):
+    engine = start(continuous(models[continuous], **LIMITS))
+    first = [(index * 37) % 512 for index in range(130)]
+    other = first[:100] + [7] * 30
+    assert answer(engine, read_tokens, "first", first, 40) == (reference(first, 40), 130)
+    assert answer(engine, read_tokens, "again", first, 40) == (reference(first, 40), 130 - 4 * PAGE_TOKENS)
+    assert answer(engine, read_tokens, "other", other, 5) == (reference(other, 5), 130 - 3 * PAGE_TOKENS)
+    longer = [*first, *reference(first, 40), 9, 9]
+    assert answer(engine, read_tokens, "goes on", longer, 5) == (reference(longer, 5), len(longer) - 5 * PAGE_TOKENS)
+    until(lambda: engine.stats().cache_blocks_used == 0)
+
+
+def test_requests_side_by_side_share_their_beginning(models, start, reference, read_tokens):
+    engine = start(continuous(models[continuous], **LIMITS))
+    common = [(index * 11) % 512 for index in range(96)]
+    answer(engine, read_tokens, "before", common, 1)
+    prompts = {str(index): [*common, index] for index in range(4)}
+    for name, prompt in prompts.items():
+        engine.submit(name, prompt, Sampling(max_tokens=30))
+    tokens, _ = collect(engine, *prompts)
+    assert tokens == {name: reference(prompt, 30) for name, prompt in prompts.items()}
+    until(lambda: engine.stats().cache_blocks_used == 0)
+
+
+def test_what_is_kept_gives_way_the_longest_unused_first(models, start, reference, read_tokens):
+    engine = start(continuous(models[continuous], **LIMITS))
+    prompts = [[(index * 37 + number) % 512 for index in range(200)] for number in range(12)]
+    for number, prompt in enumerate(prompts):
+        assert answer(engine, read_tokens, f"new {number}", prompt, 3) == (reference(prompt, 3), 200)
+    assert answer(engine, read_tokens, "kept", prompts[-1], 3)[1] < 200
+    assert answer(engine, read_tokens, "given up", prompts[0], 3) == (reference(prompts[0], 3), 200)
+    until(lambda: engine.stats().cache_blocks_used == 0)
+
+
+def test_without_prefix_caching_every_prompt_is_read_whole(models, start, reference, read_tokens):
+    engine = start(continuous(models[continuous], shares_prefixes=False, **LIMITS))
+    prompt = [(index * 37) % 512 for index in range(130)]
+    for name in "ab":
+        assert answer(engine, read_tokens, name, prompt, 5) == (reference(prompt, 5), 130)

@@ -2,11 +2,9 @@
 
 import copy
 import queue
-import time
 
 import pytest
 import torch
-import transformers
 
 from lmd_worker.engine.continuous import ContinuousEngine
 from lmd_worker.engine.messages import Turn, head_length, pack, tail_length, unpack
@@ -34,11 +32,6 @@ class Link:
             tensor.copy_(self._spoil(self._messages.get(timeout=DEADLINE_SECONDS)))
 
 
-@pytest.fixture(scope="module")
-def model(tiny_llama):
-    return transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-
-
 @pytest.fixture
 def pair(model):
     started = []
@@ -56,21 +49,7 @@ def pair(model):
         engine.stop()
 
 
-def finish(engine, *names):
-    tokens, ended = {name: [] for name in names}, set()
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while len(ended) < len(names):
-        assert time.monotonic() < deadline
-        engine.wait(set(names) - ended, 1)
-        for name in set(names) - ended:
-            news = engine.progress(name)
-            tokens[name] += news.tokens
-            if news.finish_reason:
-                ended.add(name)
-    return tokens
-
-
-def test_a_follower_goes_through_the_same_turns_and_stops_with_the_leader(pair):
+def test_a_follower_goes_through_the_same_turns_and_stops_with_the_leader(finish, pair):
     leader, follower = pair()
     for index in range(8):
         leader.submit(str(index), list(range(1, 10 * index + 2)), Sampling(max_tokens=5 + index, temperature=1.0, seed=index))
@@ -84,7 +63,7 @@ def test_a_follower_goes_through_the_same_turns_and_stops_with_the_leader(pair):
     assert torch.equal(*written)
 
 
-def test_a_rank_that_comes_to_another_batch_says_so(pair):
+def test_a_rank_that_comes_to_another_batch_says_so(finish, pair):
     def spoil(tensor):
         if tensor.shape[0] == head_length(3) and tensor[3] > 0:
             tensor[3] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +97,48 @@ def test_a_draining_pod_is_not_ready_whatever_its_worker_says(frontend: FakeFron
     assert frontend.asked == []
 
 
+@pytest.fixture
+def server(environment: Environment) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like the frontend and is noted as it."""
+    program = "import sys; sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", program, "org.pytorch.serve.ModelServer"], stdin=subprocess.PIPE)
+    rundir.clear(environment.run_directory)
+    rundir.write_frontend(environment.run_directory, process.pid)
+    yield process
+    process.communicate()
+
+
+def test_a_rank_that_dies_while_loading_ends_the_container(
+    frontend: FakeFrontend, environment: Environment, server: subprocess.Popen[bytes]
+) -> None:
+    """No liveness is asked before the start-up probe has succeeded: a container whose model was refused stayed for half an hour."""
+    frontend.answers[MODEL_PATH] = FakeFrontend.model("UNLOADING")
+    assert probes.started(environment) == Finding(False, "workers of m: UNLOADING")
+    assert server.poll() is None, "it loads"
+    frontend.answers["/ping"] = (500, "{}")
+    assert probes.started(environment) == Finding(False, "/ping answered 500")
+    assert server.wait(30) == -signal.SIGTERM
+    assert probes.started(environment) == Finding(False, "/ping answered 500"), "it is gone already"
+
+
+def test_a_loaded_model_and_a_frontend_that_says_nothing_end_nobody(
+    frontend: FakeFrontend, environment: Environment, server: subprocess.Popen[bytes]
+) -> None:
+    assert probes.started(environment) == Finding(True, "workers of m: READY")
+    frontend.server.server_close()
+    assert not probes.started(environment).good
+    assert server.poll() is None
+
+
+def test_a_process_that_only_has_the_number_of_the_frontend_is_not_ended(frontend: FakeFrontend, environment: Environment) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
+        rundir.clear(environment.run_directory)
+        rundir.write_frontend(environment.run_directory, other.pid)
+        frontend.answers |= {"/ping": (500, "{}"), MODEL_PATH: FakeFrontend.model("UNLOADING")}
+        probes.started(environment)
+        assert other.poll() is None
+
+
 @pytest.mark.parametrize(("status", "good"), [(200, True), (500, False)])
 def test_alive_is_ping(frontend: FakeFrontend, environment: Environment, status: int, good: bool) -> None:
     frontend.answers["/ping"] = (status, "")
@@ -112,6 +156,30 @@ def test_a_dead_rank_leaves_last_words_unless_there_are_some(frontend: FakeFront
     assert words.read_text() == "A rank has died (/ping answered 500); all ranks must restart.\n"
     words.write_text("Rank 1: out of memory.\n")
     probes.alive(told)
+    assert words.read_text() == "Rank 1: out of memory.\n"
+
+
+def test_a_container_that_is_ended_while_its_model_loads_says_so_unless_it_has_said_something(
+    frontend: FakeFrontend, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """The kubelet's start-up probe ended it, and the status told that a rank had died."""
+    words = tmp_path / "words"
+    told = Environment.from_variables({**variables, "LMD_TERMINATION_MESSAGE_PATH": str(words), "LMD_DRAIN_SECONDS": "0"})
+    rundir.clear(told.run_directory)
+    began = told.run_directory / "began"
+    os.utime(began, (began.stat().st_atime, began.stat().st_mtime - 1800))
+    probes.drain(told, variables)
+    assert not words.exists(), "it is loaded"
+    frontend.answers[MODEL_PATH] = FakeFrontend.model("UNLOADING")
+    probes.drain(told, variables)
+    assert not words.exists(), "its pod is going"
+    rundir.clear(told.run_directory)
+    os.utime(began, (began.stat().st_atime, began.stat().st_mtime - 1800))
+    probes.drain(told, {**variables, "LMD_DRAIN_SECONDS": "0"})
+    assert words.read_text() == "StartupTimeout: the model was not loaded 1800 s after the start.\n"
+    words.write_text("Rank 1: out of memory.\n")
+    rundir.clear(told.run_directory)
+    probes.drain(told, {**variables, "LMD_DRAIN_SECONDS": "0"})
     assert words.read_text() == "Rank 1: out of memory.\n"
 
 
@@ -245,4 +313,5 @@ def test_in_flight_is_none_until_written_and_cleared_with_all_the_rest(tmp_path:
     (directory / rundir.RANK_REPORT).touch()
     assert rundir.read_in_flight(directory) == 7
     rundir.clear(directory)
-    assert list(directory.iterdir()) == []
+    assert [path.name for path in directory.iterdir()] == [rundir.BEGAN]
+    assert rundir.age_seconds(directory / "elsewhere") == 0

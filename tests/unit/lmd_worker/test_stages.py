@@ -50,6 +50,8 @@ def test_a_stage_without_layers_of_a_kind_spans_everything_for_it(config: Any) -
 class Stage:
     """A stage of two in one process: what it hands over and what all get stay where the next one finds them."""
 
+    comm_on_cpu = False
+
     def __init__(self, rank: int, place: dict[str, Any]) -> None:
         self.pp_rank, self.pp_is_first_stage, self.pp_is_last_stage = rank, rank == 0, rank == 1
         self.place = place
@@ -85,7 +87,7 @@ def test_every_call_of_generate_has_a_cache_of_its_own(tiny_llama: Any) -> None:
     model = of_stage(tiny_llama, 1)
     given = []
     model.generate = lambda **asked: given.append(asked)
-    stages.repair(model)
+    stages.repair(model, 5)
     model.generate(input_ids="a")
     model.generate(input_ids="b")
     assert [asked["input_ids"] for asked in given] == ["a", "b"]
@@ -103,7 +105,7 @@ def test_stages_one_after_the_other_compute_what_the_whole_does_and_pass_all_arg
     seen = []
     for rank in (0, 1):
         model = of_stage(tiny_llama, rank, place)
-        stages.repair(model)
+        stages.repair(model, 5)
         assert model._supports_logits_to_keep()
         attention = model.model.layers[rank].self_attn
         attention.register_forward_pre_hook(lambda module, args, named: seen.append(named.get("paged_layout")), with_kwargs=True)
@@ -117,7 +119,7 @@ def test_only_the_first_stage_scales_what_it_computes_with(tiny_llama: Any) -> N
     for rank in (0, 1):
         model = of_stage(tiny_llama, rank)
         model.model.embedding_multiplier = 12.0
-        stages.repair(model)
+        stages.repair(model, 5)
         scales.append(model.model.embedding_multiplier)
     assert scales == [12.0, 1.0]
 

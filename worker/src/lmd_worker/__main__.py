@@ -6,6 +6,7 @@ Each command imports only what it needs; `ready` and `alive` run every few secon
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from lmd_worker.environment import Environment
 if TYPE_CHECKING:
     from lmd_worker.probes import Finding
 
+ENDED_STATUS = 128 + signal.SIGTERM
+"""As of a shell whose command was ended, and of the model server."""
 USAGE = """usage: lmd-worker COMMAND
 
   fetch   bring the weights, whole and verified, or say why not (init container)
   remove  give up a model in a shared cache; it goes with its last user (Job)
   serve   check what is mounted, then become the model server (the container's command)
   inspect say what a model is, from its configuration and headers (Job; with a source, on a terminal: see lmd inspect --help)
-  ready   end with 0 when the model answers and no drain has begun (startup and readiness probe)
+  started end with 0 when the model is loaded; end the model server when it never will be (startup probe)
+  ready   end with 0 when the model answers and no drain has begun (readiness probe)
   alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
 
@@ -52,12 +56,21 @@ def remove(environment: Environment) -> int:
 
 def serve(environment: Environment) -> int:
     """Become the model server, or say what forbids it."""
+    # process 1 has no default action for it, and would become the model server all the same
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_STATUS))
     from lmd_worker import bootstrap
 
     problems = bootstrap.serve(environment, os.environ)
     for problem in problems:
         print(f"lmd-worker serve: {problem}", file=sys.stderr)
     return 1
+
+
+def started(environment: Environment) -> int:
+    """Probe for a loaded model."""
+    from lmd_worker import probes
+
+    return _tell(probes.started(environment))
 
 
 def ready(environment: Environment) -> int:
@@ -102,6 +115,7 @@ COMMANDS: dict[str, Callable[[Environment], int]] = {
     "inspect": inspect,
     "remove": remove,
     "serve": serve,
+    "started": started,
     "ready": ready,
     "alive": alive,
     "drain": drain,

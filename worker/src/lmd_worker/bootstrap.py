@@ -100,6 +100,7 @@ def _enter(environment: Environment, variables: Mapping[str, str], execute: Exec
             directory.mkdir(parents=True, exist_ok=True)
         if any(empty.iterdir()):
             return [f"{empty}: must be empty; remove what is in it."]
+        rundir.write_frontend(environment.run_directory, os.getpid())
         os.chdir(empty)
         execute(java, command(environment, java, empty), process_variables(environment, variables))
     except SettingsError as error:

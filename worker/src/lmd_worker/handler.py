@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmd_worker import lastwords, loading, logs, report, rundir, transport, watch
+from lmd_worker import lastwords, loading, logs, report, rundir, transport, watch, wire
 from lmd_worker.api.routes import routes
 from lmd_worker.environment import Environment
 from lmd_worker.errors import WorkerError
@@ -47,6 +47,7 @@ class TextGeneration:
             cause = f"Rank {rank}: while loading the model: {type(error).__name__}: {error}"
             watch.tell_and_end(cause, status=watch.EXIT_LOAD_FAILED, path=last_words)
         self._serve(loaded, context.model_name, environment.run_directory, watcher)
+        wire.read_in_large_pieces()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Give every open request a piece of its answer, in order; on ranks other than 0 nothing."""

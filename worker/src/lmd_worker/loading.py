@@ -2,14 +2,20 @@
 
 Every rank runs this once, in the same order. It imports torch and its libraries inside, so that the handler can be
 imported and tested without them.
+
+All that computes happens in one thread. A second one would have OpenMP threads of its own, and where there are more of them than cores,
+those of both go to sleep at every operation instead of waiting for the next (libgomp): a turn of 32 requests took twice as long.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +30,7 @@ from lmd_worker.strategies import chosen, degrees, static_reason
 from lmd_worker.text import Text
 
 if TYPE_CHECKING:
+    from lmd_worker.engine.running import RunningEngine
     from lmd_worker.ranks import Group
     from lmd_worker.selftest import Held
 
@@ -45,8 +52,25 @@ class Loaded:
 def load(settings: Settings, group: Group | None = None) -> Loaded:
     """Load this rank's share and return when all ranks have passed their self-test; a process joins its group unless it has one.
 
-    Raises `WorkerError` with a sentence; the caller ends the process, so that no peer waits in a collective.
+    The engine goes on in the thread that has loaded. Raises `WorkerError` with a sentence; the caller ends the process, so that no peer
+    waits in a collective.
     """
+    outcome: Future[Loaded] = Future()
+
+    def work() -> None:
+        try:
+            loaded, engine = _load(settings, group)
+        except BaseException as error:  # the caller's, which waits for it
+            outcome.set_exception(error)
+            return
+        outcome.set_result(loaded)
+        engine.run()
+
+    threading.Thread(target=work, name="engine", daemon=True).start()
+    return outcome.result()
+
+
+def _load(settings: Settings, group: Group | None) -> tuple[Loaded, RunningEngine]:
     shape = ModelShape.read(settings.model_path)
     strategy = chosen(settings)
     strategy.guard(shape, settings)
@@ -68,7 +92,9 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     held = selftest.check(model, shape, group, strategy.share(shape, settings))
     clock.log(group.rank, "passed the self-test: parameter_bytes=%d model_bytes=%d", held.held, held.whole)
     heads = selftest.held_heads(model, shape, group, settings.strategy, settings.pipeline)
-    limits = building.Limits(context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds)
+    limits = building.Limits(
+        context_tokens, settings.concurrency, settings.queue_size, settings.stall_timeout_seconds, settings.prefix_caching
+    )
     layers = degrees.layers_of_rank(shape, group.rank, settings.tensor, settings.pipeline)
     objection = static_reason(settings, shape)
     deals = settings.strategy == "ZeroInference" and group.size > 1
@@ -76,12 +102,11 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
     scheduler = "Static" if reason else settings.scheduler
     clock.log(group.rank, "built the engine: scheduler=%s reason=%s", scheduler, reason or "as asked")
     own_report = _own_report(settings, group, model, held, heads)
-    reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason))
+    reports = ranks.gather_reports(group, replace(own_report, scheduler=scheduler, scheduler_reason=reason, load_seconds=clock.seconds()))
     verification.check(reports, strategy=settings.strategy, ranks=settings.ranks, degree=settings.tensor, stages=settings.pipeline)
     if group.rank == 0 and (run_directory := os.environ.get(environment.RUN_DIRECTORY)):
         report.write(reports, Path(run_directory))
-    engine.start()
-    return Loaded(rank=group.rank, engine=engine, text=text, reports=reports)
+    return Loaded(rank=group.rank, engine=engine, text=text, reports=reports), engine
 
 
 def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads: tuple[int, int]) -> RankReport:
@@ -112,7 +137,11 @@ class _Clock:
     """Logs each step with its seconds."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+
+    def seconds(self) -> int:
+        """Return how long it has been, in whole seconds, rounded up."""
+        return math.ceil(time.monotonic() - self._began)
 
     def log(self, rank: int, message: str, *values: object) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the kubelet asks of the worker container, as commands: `ready`, `alive`, and `drain` before it ends.
+"""What the kubelet asks of the worker container, as commands: `started`, `ready`, `alive`, and `drain` before it ends.
 
 `ready` needs a worker that says READY, as `/ping` is 200 from the first second on, before any rank exists.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lmd_worker import lastwords, properties, rundir
@@ -22,6 +25,9 @@ DRAIN_POLL_SECONDS = 0.3
 DRAINED_LOOKS = 3
 """Zero in flight this often in a row: one look can fall between a request's queue and its rank."""
 QUEUED_LOOK_SECONDS = 1.0
+FRONTEND_CLASS = b"org.pytorch.serve.ModelServer"
+NOT_LOADED = "StartupTimeout"
+"""Begins the last words of a container that was ended before its model was loaded; the operator knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +54,46 @@ def ready(environment: Environment) -> Finding:
     return Finding("READY" in states, f"workers of {environment.model_name}: {', '.join(states) or 'none'}")
 
 
-def alive(environment: Environment) -> Finding:
-    """Tell whether the container should go on; false for good once a rank has died.
+def started(environment: Environment) -> Finding:
+    """Tell whether the model is loaded. Where a rank has died while loading it never will be, and the frontend is ended.
 
-    That is left as last words too, unless a rank had time for some: the launcher ends the survivors of a killed rank at once.
+    Until this has succeeded once the kubelet does not ask whether the container is alive, and it gives a model as long as the largest
+    one on the slowest volume needs.
     """
+    finding = ready(environment)
+    if finding.good:
+        return finding
     try:
-        status, _ = _get(environment, "inference_address", "/ping", timeout_seconds=3.0)
+        health = _health(environment)
+    except _CannotTellError:
+        return finding
+    if not health.good:
+        _end_frontend(environment)
+        return health
+    return finding
+
+
+def _end_frontend(environment: Environment) -> None:
+    pid = rundir.read_frontend(environment.run_directory)
+    with contextlib.suppress(OSError):  # it may be gone by now
+        if pid is not None and FRONTEND_CLASS in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGTERM)
+
+
+def alive(environment: Environment) -> Finding:
+    """Tell whether the container should go on; false for good once a rank has died."""
+    try:
+        return _health(environment)
     except _CannotTellError as error:
         return Finding(False, str(error))
+
+
+def _health(environment: Environment) -> Finding:
+    """Tell what the frontend says of its ranks. Raises `_CannotTellError` while it says nothing.
+
+    A death is left as last words too, unless a rank had time for some: the launcher ends the survivors of a killed rank at once.
+    """
+    status, _ = _get(environment, "inference_address", "/ping", timeout_seconds=3.0)
     if status != HTTP_OK:
         lastwords.write(environment.termination_message_path, f"A rank has died (/ping answered {status}); all ranks must restart.")
     return Finding(status == HTTP_OK, f"/ping answered {status}")
@@ -73,7 +110,11 @@ def drain(
 
     Runs as the pre-stop hook, so also before a liveness restart; then there is nothing to wait for, and a flag left behind
     would keep the next container unready. A drain that could not wait is not an error: the container ends either way.
+    A model that is not loaded by now will never be in this container: that is left as last words, for the case that its pod stays.
     """
+    if not rundir.is_draining(environment.run_directory) and not ready(environment).good:
+        age = rundir.age_seconds(environment.run_directory)
+        lastwords.write(environment.termination_message_path, f"{NOT_LOADED}: the model was not loaded {age:.0f} s after the start.")
     if not alive(environment).good:
         return Finding(True, "nothing to drain: the frontend is not healthy")
     try:
@@ -82,7 +123,7 @@ def drain(
     except ValueError as error:
         return Finding(False, str(error))
     rundir.set_draining(environment.run_directory)
-    sleep(min(lag_seconds, end - clock()))
+    sleep(max(0.0, min(lag_seconds, end - clock())))
     empty_looks, left = 0, 0
     while clock() < end:
         left = _in_flight(environment)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,11 @@ class Group:
     device: torch.device
     model: Any = None
     control: Any = None
+
+    @property
+    def backend(self) -> str:
+        """What carries collectives of tensors on the device, by torch's name."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Overwrite a CPU tensor on every rank with rank 0's; shapes and types must agree."""
@@ -116,7 +121,7 @@ def join(settings: Settings) -> Group:
 
     import torch.distributed as dist
 
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = Group(rank, size, device).backend
     store = _assembled(rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
     patience = timedelta(seconds=settings.collective_timeout_seconds)
@@ -130,6 +135,14 @@ def join(settings: Settings) -> Group:
     )
     verification.check_devices(group.gather_text(device_id(device)))
     return group
+
+
+def limit_patience(groups: Iterable[Any], seconds: int) -> None:
+    """Make collectives of process groups that a library has made fail after so long, once everybody has loaded."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for group in groups:
+        _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def gather_reports(group: Group, own: RankReport) -> Sequence[RankReport]:

@@ -20,7 +20,7 @@ class RankReport:
     `parameter_bytes` are the bytes of parameters this rank holds, `model_bytes` those of the whole model in the same dtype, and
     `allowed_bytes` the most that a rank may hold of it at these degrees. `degree` is the tensor-parallel one and `pipeline` the number
     of stages. `device` is torch's name for it, `device_id` the GPU's UUID or the host's CPU. `scheduler` is the one that runs, and
-    `scheduler_reason` says why where another was asked for.
+    `scheduler_reason` says why where another was asked for. `load_seconds` is what reading, cutting and testing took, rounded up.
     """
 
     rank: int
@@ -40,6 +40,7 @@ class RankReport:
     scheduler: str = ""
     scheduler_reason: str = ""
     allowed_bytes: int = 0
+    load_seconds: int = 0
 
 
 def write(reports: Sequence[RankReport], run_directory: Path) -> None:

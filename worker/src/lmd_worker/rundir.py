@@ -5,10 +5,15 @@ They outlive a container, as the directory is a volume of the pod: `clear` undoe
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 IN_FLIGHT = "in-flight"
 """Holds the number of requests rank 0 is answering; absent means none."""
+BEGAN = "began"
+"""Is as old as the running container."""
+FRONTEND = "frontend.pid"
+"""The process that has become the frontend."""
 DRAINING = "draining"
 """Its presence makes the readiness probe fail."""
 FRONT_DOOR_SOCKET = "front-door.sock"
@@ -18,10 +23,32 @@ RANK_REPORT = "ranks.json"
 
 
 def clear(run_directory: Path) -> None:
-    """Create the directory and remove what an earlier container said there."""
+    """Create the directory, remove what an earlier container said there, and note that another one has begun."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    for name in (IN_FLIGHT, DRAINING, RANK_REPORT):
+    for name in (IN_FLIGHT, DRAINING, FRONTEND, RANK_REPORT):
         (run_directory / name).unlink(missing_ok=True)
+    (run_directory / BEGAN).touch()
+
+
+def age_seconds(run_directory: Path) -> float:
+    """Return how long the running container runs, 0 when nobody has noted it."""
+    try:
+        return max(time.time() - (run_directory / BEGAN).stat().st_mtime, 0.0)
+    except OSError:
+        return 0.0
+
+
+def write_frontend(run_directory: Path, pid: int) -> None:
+    """Note which process becomes the frontend."""
+    (run_directory / FRONTEND).write_text(f"{pid}\n")
+
+
+def read_frontend(run_directory: Path) -> int | None:
+    """Return the process noted, None when there is none or it cannot be read."""
+    try:
+        return int((run_directory / FRONTEND).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def write_in_flight(run_directory: Path, requests: int) -> None:

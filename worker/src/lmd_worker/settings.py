@@ -34,6 +34,7 @@ class HandlerSection(BaseModel):
     context_tokens: int | None = Field(default=None, ge=2, description="Prompt + answer; null: the model's own limit, at most 8192.")
     scheduler: Scheduler = "Continuous"
     concurrency: int = Field(ge=1, description="Requests decoded together.")
+    prefix_caching: bool = Field(default=True, description="Requests that begin alike share the pages of their beginning.")
     queue_size: int | None = Field(default=None, ge=0, description="Requests that may wait beyond these; null: any number.")
     host_memory_bytes: int | None = Field(default=None, ge=0, description="Accelerate: host memory for weights; null: what is free.")
     pipeline: int = Field(
@@ -59,6 +60,7 @@ class Settings(BaseModel):
     context_tokens: int | None
     scheduler: Scheduler
     concurrency: int
+    prefix_caching: bool
     queue_size: int | None
     host_memory_bytes: int | None
     trust_remote_code: bool

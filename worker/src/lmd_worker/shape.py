@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,20 +161,22 @@ def _weights(path: Path) -> tuple[frozenset[str], int, int]:
     _refuse_missing_shards(path, {file.name for file in files})
     names: set[str] = set()
     parameters = total = 0
-    for file in files:
-        for name, entry in _header(file).items():
-            if name != "__metadata__":
-                names.add(name)
-                parameters += math.prod(entry["shape"])
-                total += entry["data_offsets"][1] - entry["data_offsets"][0]
+    for name, entry in _entries(files):
+        names.add(name)
+        parameters += math.prod(entry["shape"])
+        total += entry["data_offsets"][1] - entry["data_offsets"][0]
     return frozenset(names), parameters, total
 
 
 def counts(path: Path) -> dict[str, int]:
     """Return how many values each tensor on disk has, by name. Raises `ModelRefusedError` when a file is broken."""
-    return {
-        name: math.prod(entry["shape"]) for file in _safetensors(path) for name, entry in _header(file).items() if name != "__metadata__"
-    }
+    return {name: math.prod(entry["shape"]) for name, entry in _entries(_safetensors(path))}
+
+
+def _entries(files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and header entry of every tensor of these safetensors files."""
+    for file in files:
+        yield from ((name, entry) for name, entry in _header(file).items() if name != "__metadata__")
 
 
 def _refuse_missing_shards(path: Path, present: set[str]) -> None:

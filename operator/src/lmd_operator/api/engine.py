@@ -141,8 +141,9 @@ class TorchServeOptions(ApiModel):
 
     response_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 300
     """Longest wait between two parts of an answer, in seconds. A rank that is silent for longer is restarted."""
-    startup_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 1800
-    """Longest time from container start to a loaded model, in seconds. Allow for the slowest storage."""
+    startup_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    """Longest time from container start to a loaded model, in seconds. Default: where the model was inspected (parallelism.tensor: Auto),
+    600 plus what reading its weights takes at 100 MiB/s, otherwise 1800; `status.startup` has the sum and what loading really took."""
     job_queue_size: Annotated[int, Field(ge=1, le=100000)] = 100
     """Requests that may wait in one pod beyond those being decoded; more are refused at once, with the seconds to wait (429)."""
 
@@ -159,6 +160,10 @@ class Engine(ApiModel):
     """Longest prompt plus answer, in tokens. Default: the model's own limit, at most 8192."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests decoded together in one replica; more wait in the queue. Each costs cache memory for its context."""
+    prefix_caching: bool = True
+    """Keep keys and values of what was read, so that a prompt which begins like an earlier one, or goes on from an answer, is read from
+    where they differ. Costs no memory, as only pages that nobody needs are kept. With false, how long a client waits tells it nothing
+    about the prompts of others. Only for Continuous."""
     deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     """Options of DeepSpeed."""
     accelerate: AccelerateOptions = AccelerateOptions()

@@ -119,12 +119,25 @@ class PlanStatus(ApiModel):
     """Tensor-parallel degree."""
     pipeline: Count = 0
     """Pipeline degree."""
+    data: Count = 0
+    """Ranks that each decode requests of their own."""
     gpus_per_replica: Count = 0
     """Devices one replica requests."""
     reason: Text = ""
     """Why this and not another."""
     memory: MemoryPlan | None = None
     """Memory per device, once the model's shape is known."""
+
+
+class StartupStatus(ApiModel):
+    """How long a replica may take from container start to a loaded model, and how long it took."""
+
+    limit_seconds: Count = 0
+    """A replica that is not loaded after so many seconds is started again."""
+    sum: Text = ""
+    """How the limit came about."""
+    measured_seconds: Count | None = None
+    """What reading, cutting and testing the model took on the slowest rank that has told, in seconds. Absent until one has."""
 
 
 class Status(ApiModel):
@@ -148,6 +161,8 @@ class Status(ApiModel):
     """How far the weights are. Absent for models that are not fetched."""
     plan: PlanStatus | None = None
     """The settled parallelism."""
+    startup: StartupStatus | None = None
+    """How long loading may take, and took."""
     conditions: Annotated[
         list[Condition], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
     ] = []

@@ -14,6 +14,7 @@ from lmd_operator.api.availability import unavailable
 from lmd_operator.api.parse import parse
 from lmd_operator.api.v1alpha1 import LargeModelDeployment, Spec
 from lmd_operator.errors import InvalidSpecError, LmdError, Problem, UnreadableError
+from lmd_operator.inspection import is_needed
 from lmd_operator.planning.shapes import ModelShape
 
 Sources = Annotated[
@@ -68,7 +69,7 @@ def settled_shape(
     deployment: LargeModelDeployment, given: Path | None = None, models: Path | None = None, claims: Sequence[str] = ()
 ) -> ModelShape | None:
     """Return the shape where the spec leaves the degree to the planner, else None: then nothing is looked up."""
-    return find_shape(deployment, given, models, claims) if deployment.spec.parallelism.tensor == "Auto" else None
+    return find_shape(deployment, given, models, claims) if is_needed(deployment) else None
 
 
 def named(given: Sequence[str], option: str) -> dict[str, Path]:

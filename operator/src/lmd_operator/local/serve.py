@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 import time
@@ -30,7 +31,7 @@ from lmd_operator.local.server import Server, run_init
 from lmd_operator.planning.shapes import ModelShape
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.rendering.weights import model_path
-from lmd_operator.resources.desired import Desired, desired
+from lmd_operator.resources.desired import Desired, cpu_cores, desired
 from lmd_operator.settings import Settings
 
 RANKS_FILE = "ranks.json"
@@ -58,7 +59,7 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
 
     Raises `LocalRunError` when it cannot go on; every process and file is gone in any case.
     """
-    deployment = _alone(deployment)
+    deployment = alone(deployment)
     port = require_free(options.port)
     java = java_directory()
     with _stopping_by_signal(), _folder() as root, Janitor(root):
@@ -90,10 +91,18 @@ def serve(deployment: LargeModelDeployment, options: Options, display: Display, 
         raise LocalRunError(server.wait_until_unhealthy())
 
 
-def _alone(deployment: LargeModelDeployment) -> LargeModelDeployment:
-    """Return the object without a claim that replicas would share: there is one, and what is fetched is found the next time."""
+def alone(deployment: LargeModelDeployment) -> LargeModelDeployment:
+    """Return the object as it is served where nobody else is.
+
+    Without a claim that replicas would share: there is one, and what is fetched is found the next time. With all cores of this machine,
+    unless it says how many it wants.
+    """
     model = deployment.spec.model.model_copy(update={"cache": None})
-    return deployment.model_copy(update={"spec": deployment.spec.model_copy(update={"model": model})})
+    template = deployment.spec.template
+    if cpu_cores(deployment) is None:
+        requests = {**template.resources.requests, "cpu": str(len(os.sched_getaffinity(0)))}
+        template = template.model_copy(update={"resources": template.resources.model_copy(update={"requests": requests})})
+    return deployment.model_copy(update={"spec": deployment.spec.model_copy(update={"model": model, "template": template})})
 
 
 def _patience(deployment: LargeModelDeployment) -> float:

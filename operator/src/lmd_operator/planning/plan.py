@@ -17,6 +17,7 @@ from lmd_operator.planning.families import finding
 from lmd_operator.planning.memory import DeviceMemory
 from lmd_operator.planning.planner import plan
 from lmd_operator.planning.shapes import ModelShape
+from lmd_operator.planning.startup import UNKNOWN, StartUp, start_up
 
 PlannedStrategy = Literal["Accelerate", "DeepSpeed", "Expert", "Pipeline", "PipelineTensor", "Tensor", "ZeroInference", "None"]
 
@@ -27,7 +28,8 @@ class Plan:
 
     `tensor`, `pipeline` and `data` are the degrees, which make the ranks; `expert` repeats `tensor` where the same ranks spread experts.
     `gpus_per_replica` is 0 on CPU. `threads_per_rank` is the size of each rank's OpenMP pool. `memory` is what the fullest rank needs,
-    where the model's shape is known, and `limit` what it may use, in bytes, where the device's memory is known too.
+    where the model's shape is known, and `limit` what it may use, in bytes, where the device's memory is known too. `startup` is how long
+    loading may take.
     """
 
     strategy: PlannedStrategy
@@ -35,6 +37,7 @@ class Plan:
     gpus_per_replica: int
     threads_per_rank: int
     reason: str
+    startup: StartUp = UNKNOWN
     pipeline: int = 1
     expert: int = 1
     data: int = 1
@@ -78,6 +81,7 @@ def settle(spec: Spec, cpu_cores: float | None = None, shape: ModelShape | None 
         gpus_per_replica=0 if spec.accelerator.type == "CPU" else ranks,
         threads_per_rank=max(1, int((cpu_cores or 0) // ranks)),
         reason=reason,
+        startup=start_up(spec.engine.torch_serve.startup_timeout_seconds, shape.stored_bytes if shape is not None else None),
         pipeline=pipeline,
         expert=tensor if strategy == "Expert" else 1,
         data=asked.data,

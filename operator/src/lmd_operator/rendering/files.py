@@ -111,7 +111,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
         "batchSize": places_in_worker(deployment) if is_ours else engine.concurrency,
         "maxBatchDelay": 1 if is_ours else CUSTOM_BATCH_DELAY_MILLISECONDS,
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
-        "startupTimeout": engine.torch_serve.startup_timeout_seconds,
+        "startupTimeout": plan.startup.seconds,
         "maxRetryTimeoutInSec": 0,
         "jobQueueSize": engine.torch_serve.job_queue_size,
         **({"continuousBatching": True} if is_ours else {}),
@@ -168,6 +168,8 @@ def _handler(deployment: LargeModelDeployment, plan: Plan, layout: Layout) -> di
     }
     if plan.pipeline > 1:
         section["pipeline"] = plan.pipeline
+    if not engine.prefix_caching:
+        section["prefix_caching"] = False
     if engine.context_tokens is not None:
         section["context_tokens"] = engine.context_tokens
     if engine.accelerate.host_memory is not None:
@@ -190,7 +192,9 @@ def _ds_config(deployment: LargeModelDeployment, plan: Plan) -> dict[str, Any]:
 def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
     """Only loopback, as requests come by the front door; no model can be registered, by URL or by workflow.
 
-    The metrics file is written by the worker when it starts, as it alone knows what it tells.
+    The metrics file is written by the worker when it starts, as it alone knows what it tells. One thread for all connections to ranks: with
+    two, the frontend may miss that the last one is made, never send the load command, and kill the ranks with an empty inference
+    (WorkerThread.connect, torchserve 0.12.0).
     """
     entries: dict[str, object] = {
         "inference_address": f"http://127.0.0.1:{layout.inference_port}",
@@ -209,6 +213,7 @@ def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
         "disable_system_metrics": "true",
         "metrics_mode": "prometheus",
         "metrics_config": f"{layout.run}/metrics.yaml",
+        "netty_client_threads": 1,
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,
     }

@@ -32,7 +32,7 @@ def deployment(
         spec=V1DeploymentSpec(
             replicas=0 if spec.suspend else spec.replicas,
             revision_history_limit=spec.rollout.revision_history_limit,
-            progress_deadline_seconds=spec.engine.torch_serve.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS,
+            progress_deadline_seconds=plan.startup.seconds + PROGRESS_MARGIN_SECONDS,
             selector=V1LabelSelector(match_labels=selector(owner)),
             strategy=strategy(owner, is_tight=is_tight),
             template=pod_template(owner, plan, files, settings, layout),

@@ -96,13 +96,12 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
     template = deployment.spec.template
     devices = {deployment.spec.accelerator.resource_name: str(plan.gpus_per_replica)} if plan.gpus_per_replica else {}
     requests, limits = {**template.resources.requests, **devices}, {**template.resources.limits, **devices}
-    startup_seconds = deployment.spec.engine.torch_serve.startup_timeout_seconds
     return V1Container(
         name=CONTAINER,
         image=template.image or settings.worker_image,
         command=[WORKER_COMMAND, "serve"],
         env=[*environment(deployment, plan, settings, layout), *sorted(template.env, key=_name_of)],
-        startup_probe=_probe("ready", STARTUP_PERIOD_SECONDS, failures=-(-startup_seconds // STARTUP_PERIOD_SECONDS)),
+        startup_probe=_probe("started", STARTUP_PERIOD_SECONDS, failures=-(-plan.startup.seconds // STARTUP_PERIOD_SECONDS)),
         readiness_probe=_probe("ready", READINESS_PERIOD_SECONDS, failures=1),
         liveness_probe=_probe("alive", LIVENESS_PERIOD_SECONDS, failures=2),
         lifecycle=V1Lifecycle(pre_stop=_drain()),
@@ -121,7 +120,7 @@ def _init_containers(deployment: LargeModelDeployment, settings: Settings, layou
 
 
 def _probe(command: str, period_seconds: int, failures: int) -> V1Probe:
-    """Ask inside the container, as TorchServe listens on loopback. `alive` is true before any rank has loaded, `ready` is not."""
+    """Ask inside the container, as TorchServe listens on loopback. `alive` is true before any rank has loaded, the others are not."""
     probe = V1Probe(period_seconds=period_seconds, timeout_seconds=5, failure_threshold=failures)
     probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, command])  # the constructor drops this name (kubernetes 37.0.2)
     return probe

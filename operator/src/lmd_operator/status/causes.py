@@ -20,6 +20,7 @@ ORDER = (
     "ContainerRefused",
     "Unschedulable",
     "OutOfMemory",
+    "StartupTimeout",
     "CrashLooping",
     *weights.FAILURES,
     "QuotaExceeded",
@@ -60,6 +61,8 @@ _EXIT_CODES = {
 FAULTS = ("DegreeMismatch", "NotSharded", "RankMissing", "SharedDevice")
 """How ranks can differ from what is planned; a worker that finds it before it is ready begins its last words so."""
 _FAULT = re.compile(rf"({'|'.join(FAULTS)}): (.+)")
+_NOT_LOADED = re.compile(r"StartupTimeout: (.+)")
+"""The last words of a worker that was ended before its model was loaded."""
 _ROUTINE = re.compile(r"\b(TRACE|DEBUG|INFO)\b")
 _SCHEDULING = (
     ("persistentvolumeclaim", "create or repair the claim that spec.model.source or spec.model.cache names"),
@@ -172,6 +175,9 @@ def _unscheduled(pod: PodState) -> Cause:
 
 def _ended(pod: PodState) -> Cause:
     """Return why the worker's container ended; the same whether it waits, starts again or has just ended."""
+    if (found := _NOT_LOADED.match(_last_line(pod))) is not None:
+        remedy = "raise spec.engine.torchServe.startupTimeoutSeconds, or put the weights on a faster volume"
+        return Cause("StartupTimeout", f"{clause(found[1], _LAST_WORDS_LENGTH)}, and it is started again; {remedy}")
     words = _last_words(pod)
     if pod.last_reason == "OOMKilled" or (pod.last_exit_code == _KILLED and not words):
         # 137 alone is any SIGKILL, also that of a liveness probe; the worker leaves words in that case, the kernel never does

@@ -73,7 +73,7 @@ def of_accepted(owner: LargeModelDeployment, plan: Plan, revision: str, observed
     asked = 0 if owner.spec.suspend else owner.spec.replicas
     is_settled = observed.is_settled(asked, revision)
     why = _why(observed, asked, revision)
-    reconciling, stalled = _progress(owner, observed, why, revision, is_settled=is_settled)
+    reconciling, stalled = _progress(owner, plan, observed, why, revision, is_settled=is_settled)
     return [
         Said("Accepted", "True", "Valid", "The spec is valid.", generation),
         planned(plan, generation),
@@ -125,7 +125,9 @@ def _ready(owner: LargeModelDeployment, observed: Observed, why: Cause, *, is_se
     return Said("Ready", "True", "ReplicasReady", subject + rest, generation)
 
 
-def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, revision: str, *, is_settled: bool) -> tuple[Said, Said]:
+def _progress(
+    owner: LargeModelDeployment, plan: Plan, observed: Observed, why: Cause, revision: str, *, is_settled: bool
+) -> tuple[Said, Said]:
     """Return Reconciling and Stalled, of which at most one is True."""
     generation = owner.metadata.generation
     if is_settled:
@@ -133,7 +135,7 @@ def _progress(owner: LargeModelDeployment, observed: Observed, why: Cause, revis
             Said("Reconciling", "False", "Settled", "Everything is as the spec asks.", generation),
             Said("Stalled", "False", "Settled", "Nothing is stuck.", generation),
         )
-    return underway(why, _stuck(owner, observed, why, revision), generation)
+    return underway(why, _stuck(owner, plan, observed, why, revision), generation)
 
 
 def underway(why: Cause, stuck: Cause | None, generation: int) -> tuple[Said, Said]:
@@ -149,7 +151,7 @@ def underway(why: Cause, stuck: Cause | None, generation: int) -> tuple[Said, Sa
     )
 
 
-def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause, revision: str) -> Cause | None:
+def _stuck(owner: LargeModelDeployment, plan: Plan, observed: Observed, why: Cause, revision: str) -> Cause | None:
     """Return what only a human or another spec can move, or None."""
     refused = of_refused(observed)
     if refused is not None:
@@ -160,7 +162,7 @@ def _stuck(owner: LargeModelDeployment, observed: Observed, why: Cause, revision
         return Cause(why.reason, f"It is tried again, but has failed several times. {why.message}")
     if not observed.is_past_deadline() or why.reason == FETCHING:
         return None  # Kubernetes' deadline knows nothing of weights that still arrive
-    seconds = owner.spec.engine.torch_serve.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS
+    seconds = plan.startup.seconds + PROGRESS_MARGIN_SECONDS
     return Cause(why.reason, f"No progress for more than {seconds} seconds. {why.message}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmd_operator import inspection
-from lmd_operator.api.status import Condition, MemoryPlan, ModelFacts, PlanStatus, Revisions, Status
+from lmd_operator.api.status import Condition, MemoryPlan, ModelFacts, PlanStatus, Revisions, StartupStatus, Status
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
 from lmd_operator.errors import Problem
 from lmd_operator.observed import PodState, TaskState
@@ -60,6 +60,7 @@ def summarize(owner: LargeModelDeployment, built: Desired, observed: Observed, p
         model=_model(owner, observed, revision, previous),
         weights=weights_status(observed.bringing(), revision, observed.progress, previous.weights),
         plan=_plan(built.plan),
+        startup=_startup(built.plan, revision, observed, previous),
         conditions=dated(of_accepted(owner, built.plan, revision, observed, previous), previous.conditions, now),
     )
 
@@ -163,10 +164,19 @@ def _plan(plan: Plan) -> PlanStatus:
         strategy=plan.strategy,
         tensor=plan.tensor,
         pipeline=plan.pipeline,
+        data=plan.data,
         gpus_per_replica=plan.gpus_per_replica,
         reason=plan.reason,
         memory=None if plan.memory is None else _memory(plan.memory, plan.limit),
     )
+
+
+def _startup(plan: Plan, revision: str, observed: Observed, previous: Status) -> StartupStatus:
+    """Return the limit, and what the slowest rank of this revision that has ever told took."""
+    told = [verdict.load_seconds for verdict in observed.verdicts.values() if verdict is not None]
+    if previous.startup is not None and previous.revision.updated == revision:
+        told.append(previous.startup.measured_seconds or 0)
+    return StartupStatus(limit_seconds=plan.startup.seconds, sum=plan.startup.sum, measured_seconds=max(told, default=0) or None)
 
 
 def _memory(needed: DeviceMemory, limit: int | None) -> MemoryPlan:

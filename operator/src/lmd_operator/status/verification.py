@@ -50,6 +50,7 @@ class _Rank:
     held: int
     whole: int
     allowed: int
+    load_seconds: int
 
 
 def of_ranks(owner: LargeModelDeployment, revision: str, observed: Observed, previous: Status) -> Verdict:
@@ -96,7 +97,7 @@ def compared(plan: Plan, document: object) -> Verdict:
         if plan.ranks > 1 and rank.held > (rank.allowed or rank.whole):
             limit = f", more than its share of {_size(rank.allowed)}" if rank.allowed else ""
             return _wrong("NotSharded", f"rank {number} holds {_size(rank.held)} of parameters of a model of {_size(rank.whole)}{limit}")
-    return Verdict("True", "AsPlanned", _right(plan, list(ranks.values())))
+    return Verdict("True", "AsPlanned", _right(plan, list(ranks.values())), max(rank.load_seconds for rank in ranks.values()))
 
 
 def unusable(what: str) -> Verdict:
@@ -122,13 +123,13 @@ def _ranks(document: object) -> dict[int, _Rank] | None:
             return None
         counts = [entry.get(name) for name in ("rank", "world_size", "degree", "parameter_bytes", "model_bytes")]
         texts = [entry.get(name) for name in ("strategy", "device_id")]
-        counts += [entry.get("pipeline", 1), entry.get("allowed_bytes", 0)]
+        counts += [entry.get("pipeline", 1), entry.get("allowed_bytes", 0), entry.get("load_seconds", 0)]
         numbers = [count for count in counts if type(count) is int and 0 <= count < 2**60]
         words = [_plain(text) for text in texts if isinstance(text, str)]
         if len(numbers) != len(counts) or len(words) != len(texts):
             return None
-        number, world_size, degree, held, whole, stages, allowed = numbers
-        found[number] = _Rank(world_size, words[0], degree, stages, words[1], held, whole, allowed)
+        number, world_size, degree, held, whole, stages, allowed, load_seconds = numbers
+        found[number] = _Rank(world_size, words[0], degree, stages, words[1], held, whole, allowed, load_seconds)
     return found
 
 

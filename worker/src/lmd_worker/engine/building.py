@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What every engine keeps to; as in `RunningEngine`."""
+    """What every engine keeps to; as in `RunningEngine`, and whether the continuous one shares what prompts have in common."""
 
     context_tokens: int
     concurrency: int
     queue_size: int | None
     stall_timeout_seconds: float
+    prefix_caching: bool = True
 
 
 def build(
@@ -59,27 +60,32 @@ def build(
     }
     if scheduler == "Static":
         return StaticEngine(model, group, deals=deals, **options), ""
-    if deals:
-        log.warning("rank %d: scheduler Static instead of Continuous: %s", group.rank, DEALT)
-        return StaticEngine(model, group, deals=True, **options), DEALT
-    cache, reason = (None, objection) if objection else _cache(model, shape, group, heads, layers, limits)
+    cache, reason = (None, DEALT) if deals else _cache(model, shape, group, heads, layers, limits, objection)
     if cache is not None:
         return ContinuousEngine(model, group, cache, **options), ""
-    reason = f"{shape.model_type} cannot be decoded continuously: {reason}"
     log.warning("rank %d: scheduler Static instead of Continuous: %s", group.rank, reason)
-    return StaticEngine(model, group, **options), reason
+    return StaticEngine(model, group, deals=deals, **options), reason
 
 
 def _cache(
-    model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], layers: range, limits: Limits
+    model: Any, shape: ModelShape, group: Group, heads: tuple[int, int], layers: range, limits: Limits, objection: str
 ) -> tuple[pages.Pages | None, str]:
     """Return a cache with which the model computes right, or why there is none."""
-    if reason := trial.objection(model.config.get_text_config()):
-        return None, reason
-    wanted = pages.shape_for(model, heads, shape.head_dim, layers, context_tokens=limits.context_tokens, concurrency=limits.concurrency)
+    refusal = f"{shape.model_type} cannot be decoded continuously: "
+    if reason := objection or trial.objection(model.config.get_text_config()):
+        return None, refusal + reason
+    wanted = pages.shape_for(
+        model,
+        heads,
+        shape.head_dim,
+        layers,
+        context_tokens=limits.context_tokens,
+        concurrency=limits.concurrency,
+        shares_prefixes=limits.prefix_caching,
+    )
     for complaint in group.gather_text(pages.complaint(wanted, group)):
         if complaint:
             raise ModelRefusedError(complaint)
     cache = pages.Pages(wanted, group.device)
     reason = trial.compare(model, group, cache, vocabulary_size=shape.vocabulary_size)
-    return (None if reason else cache), reason
+    return (None, refusal + reason) if reason else (cache, "")

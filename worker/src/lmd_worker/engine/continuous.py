@@ -50,7 +50,7 @@ class ContinuousEngine(RunningEngine):
                 return
             self._core.schedule.begin(arrivals)
             answering = self._core.schedule.answering
-            prompt_tokens = self._pace.chunk(answering)
+            prompt_tokens = self._pace.chunk(answering, len(self._running) - answering)
             batch = self._core.schedule.plan(prompt_tokens)
             self._send(Turn(chosen, leaving, arrivals, prompt_tokens, batch.width if batch else 0))
             self._told = {}
@@ -143,4 +143,5 @@ class Core:
         logits: torch.Tensor = self._model(
             input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, paged_layout=batch.layout, **keep
         ).logits[0]
+        self.schedule.note_computed(batch)
         return logits[: len(batch.asking)].float() if keep else logits[batch.last].float()

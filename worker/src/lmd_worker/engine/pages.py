@@ -8,6 +8,7 @@ not be as many on every rank; the number of pages is the same on all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What decides a rank's bytes of cache; `heads`, `key_value_heads` and `layers`, from `first_layer` on, are the rank's own."""
+    """What decides a rank's bytes of cache; `heads`, `key_value_heads` and `layers`, from `first_layer` on, are the rank's own.
+
+    `shares_prefixes` says that requests which begin alike have the same pages of their beginning, also after each other.
+    """
 
     layers: int
     heads: int
@@ -39,6 +43,7 @@ class CacheShape:
     context_tokens: int
     concurrency: int
     first_layer: int = 0
+    shares_prefixes: bool = True
 
     @property
     def pages_a_request(self) -> int:
@@ -83,9 +88,23 @@ class Pages:
 
     @property
     def used(self) -> int:
-        """Pages that requests have now."""
+        """Pages that requests have now; those of requests that have left and are kept for others that begin alike do not count."""
+        return self.total - self._free - len(self._allocator.ledger.cached_blocks)
+
+    @property
+    def _free(self) -> int:
+        """Pages that hold nothing."""
         pool = self.cache.pool
-        return self.total - pool.num_free_sectors - pool.count_free_blocks(self._allocator.index)
+        return int(pool.num_free_sectors + pool.count_free_blocks(self._allocator.index))
+
+    def make_room(self, pages: int) -> None:
+        """Give up pages that are only kept, the longest unused first, until so many are free."""
+        ledger = self._allocator.ledger
+        given_up = list(islice(ledger.cached_blocks, max(pages - self._free, 0)))
+        for page in given_up:
+            del ledger.cached_blocks[page]
+            del ledger.hash_to_block[ledger.block_to_hash.pop(page)]
+        self.cache.pool.free_blocks(self._allocator.index, given_up)
 
     def table(self, request_id: str) -> list[int]:
         """Return the request's pages, in the order of its tokens, as indices into `layer`'s first dimension."""
@@ -97,7 +116,16 @@ class Pages:
         return keys, values
 
 
-def shape_for(model: Any, heads: tuple[int, int], head_dim: int, layers: range, *, context_tokens: int, concurrency: int) -> CacheShape:
+def shape_for(
+    model: Any,
+    heads: tuple[int, int],
+    head_dim: int,
+    layers: range,
+    *,
+    context_tokens: int,
+    concurrency: int,
+    shares_prefixes: bool = True,
+) -> CacheShape:
     """Return the cache shape of a loaded model; `heads` are this rank's query and key-value heads, `layers` the numbers of its layers."""
     return CacheShape(
         layers=len(layers),
@@ -108,6 +136,7 @@ def shape_for(model: Any, heads: tuple[int, int], head_dim: int, layers: range, 
         context_tokens=context_tokens,
         concurrency=concurrency,
         first_layer=layers.start,
+        shares_prefixes=shares_prefixes,
     )
 
 
@@ -163,6 +192,6 @@ def _allocate(shape: CacheShape, device: torch.device) -> PagedAttentionCache:
         max_batch_tokens=1,
         max_requests_per_batch=shape.concurrency,
         max_memory_percent=1.0,
-        allow_block_sharing=False,
+        allow_block_sharing=shape.shares_prefixes,
     )
     return PagedAttentionCache(own, settings, device, DistributedHelper(None, None), dtype=shape.dtype)

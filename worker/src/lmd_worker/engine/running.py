@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class RunningEngine(ABC):
-    """An `Engine` that runs in a thread of its own on every rank.
+    """An `Engine` that runs in one thread on every rank.
 
     `concurrency` requests are decoded together and `queue_size` more may wait; None lets any number wait.
     """
@@ -52,7 +52,7 @@ class RunningEngine(ABC):
         self._last_turn: float | None = None
         self._turns = 0
         self._turn_seconds = 0.0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     @property
     def context_tokens(self) -> int:
@@ -70,9 +70,14 @@ class RunningEngine(ABC):
         return self._capacity
 
     def start(self) -> None:
-        """Begin to run on this rank; returns at once."""
+        """Begin to run on this rank, in a thread of its own; returns at once."""
         self._thread.start()
+
+    def run(self) -> None:
+        """Run on this rank in the thread that calls, until the engine is stopped or fails."""
+        self._thread = threading.current_thread()
         self._beat()
+        self._run()
 
     def submit(self, request_id: str, prompt: Sequence[int], sampling: Sampling) -> None:
         """Queue one request. Raises `BadRequestError` for what would harm the engine or others, 429 when the queue is full."""

@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from lmd_worker.engine.paged_attention import Layout, Span, layout
-from lmd_worker.engine.pages import Pages
+from lmd_worker.engine.pages import PAGE_TOKENS, Pages
 
 _UNBOUNDED = 2**62  # transformers bounds a turn's reading by an index tensor, which this engine does not have
 
@@ -35,6 +35,7 @@ class Batch:
 
     `tokens` and `positions`: [1, tokens] int64 on the device. `asking`: places that get their next token this turn, in the order of
     `last`, [asking] int64, the places in the row whose scores say it. `prompt_tokens` are those that are not an answer's last token.
+    `scheduled` is what transformers' scheduler said.
     """
 
     tokens: torch.Tensor
@@ -43,6 +44,7 @@ class Batch:
     last: torch.Tensor
     layout: Layout
     prompt_tokens: int
+    scheduled: Sequence[Any]
 
     @property
     def width(self) -> int:
@@ -86,10 +88,17 @@ class Schedule:
 
     def plan(self, prompt_tokens: int) -> Batch | None:
         """Return the next turn, with at most so many tokens of prompts; None when nobody is here. Takes the pages it needs."""
+        # each request begins at most one page that its tokens do not fill
+        self._pages.make_room(prompt_tokens // PAGE_TOKENS + self._pages.shape.concurrency)
         scheduled, _, _, _ = self._scheduler.schedule_batch(self.answering + prompt_tokens, _UNBOUNDED)
         if scheduled is None:
             raise RuntimeError("the paged cache is full, although it holds every request's context")
         return self._batch(scheduled) if scheduled else None
+
+    def note_computed(self, batch: Batch) -> None:
+        """Offer the pages that a turn has filled to requests that begin alike. To be called before anything else happens to the turn's."""
+        for item in batch.scheduled:
+            self._pages.cache.mark_complete_blocks(item.state, item.complete_blocks)
 
     def _batch(self, scheduled: Sequence[Any]) -> Batch:
         row: list[int] = []
@@ -113,4 +122,5 @@ class Schedule:
             torch.tensor(last, dtype=torch.int64, device=self._device),
             layout(spans, self._pages, self._device),
             prompt_tokens,
+            scheduled,
         )

@@ -1,22 +1,16 @@
 """Strategy DeepSpeed: automatic tensor parallelism by `deepspeed.init_inference`, driven by the rendered ds-config.json.
 
-That file is the whole configuration; nothing is added to it here. What is set besides are facts of the process: the accelerator,
-our process group with our timeout, and DeepSpeed's shared-memory all-reduce, which is off on CPUs (it needs a compiler at run
-time, crashes under plain torchrun, ignores process groups and leaves 66 MiB a rank in /dev/shm).
+That file is the whole configuration; nothing is added to it here. What is set besides are facts of the process (`joining`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-from lmd_worker.errors import ModelRefusedError, RankError, SettingsError
+from lmd_worker.errors import SettingsError
 from lmd_worker.settings import Settings, read_deepspeed_config
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import degrees, families
+from lmd_worker.strategies import degrees, families, joining
 from lmd_worker.strategies.reading import read_model
 from lmd_worker.strategies.share import Share
 from lmd_worker.strategies.single import guard_causal
@@ -51,8 +45,7 @@ def load(settings: Settings, group: Group) -> Any:
 
     Every rank maps the whole safetensors and keeps its part. Raises `SettingsError` when DeepSpeed refuses ds-config.json.
     """
-    os.environ["DS_ACCELERATOR"] = group.device.type
-    with contextlib.redirect_stdout(sys.stderr):  # AutoTP and DeepSpeed's logger print on stdout, which belongs to the launcher
+    with joining.steered(group):
         model = read_model(settings)
         group.barrier()  # disks differ; what follows has collectives
         return _cut(model, read_deepspeed_config(settings.deepspeed_config), group)
@@ -65,21 +58,11 @@ def share(shape: ModelShape, settings: Settings) -> Share:
 
 
 def _cut(model: Any, document: dict[str, Any], group: Group) -> Any:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    joining.join(group)
     import deepspeed
-    import deepspeed.ops
-    from deepspeed.accelerator import get_accelerator
     from pydantic import ValidationError
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if get_accelerator().device_name().partition(":")[0] != group.device.type:
-        raise RankError(
-            f"DeepSpeed chose {get_accelerator().device_name()} on a {group.device.type} rank. Unset DS_ACCELERATOR in the pod."
-        )
     if group.size > 1:
-        if group.device.type == "cpu":
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if group.device.type == "cuda" else "gloo", verbose=False)
         # Without this DeepSpeed makes a group of its own whose collectives wait half an hour for a peer that has stopped.
         deepspeed.InferenceEngine.inference_mp_group = group.model
     try:
@@ -103,5 +86,4 @@ def _guard_document(document: dict[str, Any], settings: Settings) -> None:
             "ds-config.json: replace_with_kernel_inject is true, but DeepSpeed's injected kernels do not work with transformers 5. "
             "Set it to false."
         )
-    if settings.device == "cpu" and settings.dtype == "float16":
-        raise ModelRefusedError("DeepSpeed has no float16 on CPUs. Use bfloat16 or float32.")
+    joining.guard_dtype(settings)

@@ -167,7 +167,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "Expert": Column(
         engine="transformers' expert parallelism",
-        right=frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"}),
+        right=_MIXTURES_RIGHT | {"gpt_oss"},
         wrong={},
         objects=_expert_objection,
     ),
@@ -186,22 +186,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "ZeroInference": Column(
         engine="DeepSpeed stage 3",
-        right=_DENSE_RIGHT
-        | {
-            "bloom",
-            "deepseek_v3",
-            "falcon",
-            "gpt2",
-            "gpt_bigcode",
-            "gpt_oss",
-            "gptj",
-            "mixtral",
-            "mpt",
-            "opt",
-            "qwen2_moe",
-            "qwen3_moe",
-            "stablelm",
-        },
+        right=_DENSE_RIGHT | _MIXTURES_RIGHT | {"bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_oss", "gptj", "mpt", "opt", "stablelm"},
         wrong={},
     ),
 }

@@ -6,18 +6,15 @@ groups itself; they get our timeout once everybody has loaded, so that a rank th
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmd_worker.errors import RankError
+from lmd_worker.ranks import Group, limit_patience
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies import degrees, families
 from lmd_worker.strategies.reading import read_model
 from lmd_worker.strategies.single import guard_causal
-
-if TYPE_CHECKING:
-    from lmd_worker.ranks import Group
 
 
 def guard(strategy: str, shape: ModelShape, settings: Settings) -> None:
@@ -45,14 +42,6 @@ def load(settings: Settings, group: Group, *, tensor: int = 1, expert: int = 1, 
         )
     model = read_model(settings, distributed_config=DistributedConfig(tp_size=tensor, ep_size=expert, pp_size=pipeline))
     group.barrier()
-    _limit_patience(model, settings.collective_timeout_seconds)
+    meshes = (model._mesh_manager._dense_mesh, model._mesh_manager._expert_mesh)
+    limit_patience([mesh.get_group(name) for mesh in meshes for name in mesh.mesh_dim_names], settings.collective_timeout_seconds)
     return model
-
-
-def _limit_patience(model: Any, seconds: int) -> None:
-    """Make collectives of the model's own groups fail after so long."""
-    from torch.distributed.distributed_c10d import _set_pg_timeout
-
-    for mesh in (model._mesh_manager._dense_mesh, model._mesh_manager._expert_mesh):
-        for name in mesh.mesh_dim_names:
-            _set_pg_timeout(timedelta(seconds=seconds), mesh.get_group(name))

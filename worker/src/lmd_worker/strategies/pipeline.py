@@ -41,7 +41,7 @@ def load(settings: Settings, group: Group) -> Any:
     with stages.rules_of_own_stage():
         model = native.load(settings, group, tensor=settings.tensor, pipeline=settings.pipeline)
     if group.size > 1:
-        stages.repair(model)
+        stages.repair(model, settings.collective_timeout_seconds)
     return model
 
 

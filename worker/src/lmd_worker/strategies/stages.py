@@ -3,17 +3,21 @@
 transformers 5.23 keeps the layers' numbers of the whole model on every stage. Masks are made from the cache of the first layer, which
 later stages do not compute and so find empty; a batch with padding then attends to the wrong places. What is handed over takes the
 place of embeddings, which some models scale. And the tensor-parallel plan is written out for all layers before those of other stages go,
-so that cutting stops at the first one that is gone. Keyword arguments that a signature does not name do not arrive. The repairs are of this
-process's model alone; nothing of the library stays changed.
+so that cutting stops at the first one that is gone. Keyword arguments that a signature does not name do not arrive. And a stage waits for
+its neighbour as long as the group was told when it was made, whatever is said later (gloo, torch 2.13): half an hour. The repairs are of
+this process's model alone; nothing of the library stays changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed import mixin
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
@@ -54,17 +58,18 @@ def own_layers(model: Any) -> range:
     return range(*stage.layer_range_for_rank(stage.pp_rank, len(layers)))
 
 
-def repair(model: Any) -> None:
-    """Make a loaded model of a stage compute what the same layers compute in one process."""
+def repair(model: Any, patience_seconds: int) -> None:
+    """Make a loaded model of a stage compute what the same layers compute in one process; it waits so long for its neighbours."""
     layers, base = own_layers(model), getattr(model, model.base_model_prefix)
     if layers.start > 0 and hasattr(base, _SCALE):
         setattr(base, _SCALE, 1.0)
     plain = type(model).forward.__get__(model)
-    model.forward = wraps(plain)(lambda **asked: _pass_on(model, plain, asked))
+    patience = timedelta(seconds=patience_seconds)
+    model.forward = wraps(plain)(lambda **asked: _pass_on(model, plain, asked, patience))
     _generate_with_own_cache(model, layers)
 
 
-def _pass_on(model: Any, plain: Callable[..., Any], asked: Mapping[str, Any]) -> CausalLMOutputWithPast:
+def _pass_on(model: Any, plain: Callable[..., Any], asked: Mapping[str, Any], patience: timedelta) -> CausalLMOutputWithPast:
     """Compute this stage of a forward pass, between what the stage before hands over and what the next one gets; all get the logits.
 
     transformers' own does the same, but hands keyword arguments that a model's signature does not name on as one, so that none arrives.
@@ -73,15 +78,36 @@ def _pass_on(model: Any, plain: Callable[..., Any], asked: Mapping[str, Any]) ->
     given, logits = dict(asked), None
     if not stage.pp_is_first_stage:
         shape = (*given.pop("input_ids").shape, model.config.get_text_config().hidden_size)
-        given["inputs_embeds"] = stage.communicate("recv_forward", shape=shape, **at)
+        given["inputs_embeds"] = _received(stage, shape, patience, **at)
     if stage.pp_is_last_stage:
         made = plain(**given)
         logits = made.logits
     else:
         given.pop("logits_to_keep", None)
         made = getattr(model, model.base_model_prefix)(**given)
-        stage.communicate("send_forward", tensor=made.last_hidden_state, **at)
+        _send(stage, made.last_hidden_state, patience, **at)
     return CausalLMOutputWithPast(logits=stage.broadcast_from_last(logits, **at), past_key_values=made.past_key_values)
+
+
+def _received(stage: Any, shape: tuple[int, ...], patience: timedelta, *, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return what the stage before hands over. Raises `RuntimeError` when it does not within `patience`, by NCCL's own watch on GPUs."""
+    if not stage.comm_on_cpu:
+        handed: torch.Tensor = stage.communicate("recv_forward", shape=shape, device=device, dtype=dtype)
+        return handed
+    tensor = torch.empty(shape, dtype=dtype)
+    work: Any = dist.irecv(tensor, group=stage.pp_group, group_src=stage.pp_prev_rank)
+    work.wait(patience)
+    return tensor.to(device)
+
+
+def _send(stage: Any, tensor: torch.Tensor, patience: timedelta, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Hand over to the next stage, with the same patience."""
+    if not stage.comm_on_cpu:
+        stage.communicate("send_forward", tensor=tensor, device=device, dtype=dtype)
+        return
+    on_cpu = tensor.to(device="cpu", dtype=dtype).contiguous()
+    work: Any = dist.isend(on_cpu, group=stage.pp_group, group_dst=stage.pp_next_rank)
+    work.wait(patience)
 
 
 def _generate_with_own_cache(model: Any, layers: range) -> None:

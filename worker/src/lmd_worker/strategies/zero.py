@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lmd_worker.errors import ModelRefusedError, RankError, SettingsError
+from lmd_worker.errors import ModelRefusedError, SettingsError
+from lmd_worker.ranks import Group, limit_patience
 from lmd_worker.settings import Settings, read_deepspeed_config
 from lmd_worker.shape import ModelShape
-from lmd_worker.strategies import families
+from lmd_worker.strategies import families, joining
 from lmd_worker.strategies.reading import read_model
 from lmd_worker.strategies.share import Share
 from lmd_worker.strategies.single import guard_causal
-
-if TYPE_CHECKING:
-    from lmd_worker.ranks import Group
 
 _PLACES = ("cpu", "nvme")
 _FLAGS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -59,14 +55,17 @@ def load(settings: Settings, group: Group) -> Any:
     Only the first rank reads the safetensors and hands every rank its parts, one parameter at a time.
     Raises `ModelRefusedError` when DeepSpeed has no room for a parameter, which it says before weights are read.
     """
-    os.environ["DS_ACCELERATOR"] = group.device.type
+    import torch.distributed as dist
+
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it; one process has no launcher that sets it
-    with contextlib.redirect_stdout(sys.stderr):  # which belongs to the launcher
+    with joining.steered(group):
         document = read_deepspeed_config(settings.deepspeed_config)
-        _join(group)
+        if not dist.is_initialized():
+            dist.init_process_group(group.backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        joining.join(group)
         model = _partitioned(settings, document)
         group.barrier()
-    _limit_patience(settings.collective_timeout_seconds)
+    limit_patience([dist.group.WORLD], settings.collective_timeout_seconds)  # where DeepSpeed's collectives are
     return model
 
 
@@ -90,8 +89,7 @@ def _guard_document(document: Mapping[str, Any], settings: Settings) -> Mapping[
             f"ds-config.json: bf16 and fp16 say {' and '.join(told)}, but model-config.yaml loads {settings.dtype}. "
             "Render both from one object with `lmd render`."
         )
-    if settings.device == "cpu" and settings.dtype == "float16":
-        raise ModelRefusedError("DeepSpeed has no float16 on CPUs. Use bfloat16 or float32.")
+    joining.guard_dtype(settings)
     offload: Mapping[str, Any] = zero.get("offload_param") or {}  # type: ignore[union-attr]
     if offload.get("device") not in _PLACES:
         raise SettingsError(
@@ -164,27 +162,6 @@ def has_disk_operation() -> bool:
         return bool(shutil.which("ninja") and AsyncIOBuilder().is_compatible(verbose=False))
 
 
-def _join(group: Group) -> None:
-    """Let DeepSpeed use our process group, which a single process gets only for it."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
-    import deepspeed.ops
-    import torch.distributed as dist
-    from deepspeed.accelerator import get_accelerator
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if get_accelerator().device_name().partition(":")[0] != group.device.type:
-        raise RankError(
-            f"DeepSpeed chose {get_accelerator().device_name()} on a {group.device.type} rank. Unset DS_ACCELERATOR in the pod."
-        )
-    if group.device.type == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if group.device.type == "cuda" else "gloo"
-    if not dist.is_initialized():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-
-
 def _partitioned(settings: Settings, document: dict[str, Any]) -> Any:
     import deepspeed
 
@@ -213,11 +190,3 @@ def _reading_in_parts(document: dict[str, Any]) -> Iterator[None]:
     finally:
         integration.unset_hf_deepspeed_config()
         del kept  # transformers has only a weak reference, so it had to live until here
-
-
-def _limit_patience(seconds: int) -> None:
-    """Make DeepSpeed's collectives, which are in the default group, fail after so long."""
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _set_pg_timeout
-
-    _set_pg_timeout(timedelta(seconds=seconds), dist.group.WORLD)
