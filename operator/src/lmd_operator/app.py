@@ -31,6 +31,7 @@ from lmd_operator.cluster.reflector import Reflector
 from lmd_operator.memory import Result
 from lmd_operator.names import LABEL_DEPLOYMENT
 from lmd_operator.reconcile import Reconciler
+from lmd_operator.runtime import loop
 from lmd_operator.runtime.events import Announcer
 from lmd_operator.runtime.health import Health
 from lmd_operator.runtime.leadership import Leadership
@@ -48,6 +49,8 @@ RELEASE_SECONDS = 3.0
 """What giving the lease back may take at the end; a successor can wait for it to expire."""
 GHOST_CHECK_SECONDS = 300.0
 TIDY_SECONDS = 5.0
+STORM_RECONCILES = 200
+"""After so many, memory is given back as soon as nothing was done between two looks."""
 
 
 class App:
@@ -86,6 +89,7 @@ class App:
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: Any = None
         self._ghosts_suspected = asyncio.Event()
+        self._reconciled = 0
 
     async def start(self) -> None:
         """Start everything; returns at once."""
@@ -152,10 +156,15 @@ class App:
             self._tasks = [task for task in self._tasks if task not in working]
 
     async def _tidy(self) -> None:
-        """Drop what is kept only for objects that are worked on."""
+        """Drop what is kept only for objects that are worked on, and give memory back when a storm is over."""
+        last = given = 0
         while True:
             await asyncio.sleep(TIDY_SECONDS)
             self._reconciler.lately.tidy()
+            last, is_at_rest = self._reconciled, self._reconciled == last
+            if is_at_rest and last - given >= STORM_RECONCILES:
+                loop.give_back()
+                given = last
 
     async def _work(self) -> None:
         while True:
@@ -166,6 +175,7 @@ class App:
                 outcome = await self._reconcile(key)
             finally:
                 self.queue.done(key)
+                self._reconciled += 1
                 self.metrics.seconds.observe(time.monotonic() - started)
                 self.metrics.reconciles.labels(outcome).inc()
 

@@ -20,6 +20,8 @@ Count = Callable[[str, str, int], None]
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+NOBODYS_VERSION = "1"
+"""The resource version of an empty store; the first object has 2."""
 LIST_CHUNK = 500
 WATCH_TIMEOUT_SECONDS = 300
 WATCH_SILENCE_SECONDS = 150.0
@@ -72,6 +74,16 @@ class Api:
         parameters = {"fieldManager": manager, "force": "true"}
         return await self._request("apply", kind, "PATCH", kind.path(namespace, name, subresource), parameters, content, APPLY)
 
+    async def apply_new(self, kind: Kind, namespace: str, name: str, content: bytes) -> Document:
+        """Apply a document if no object has its name, in one request. Raises `ApiError` 409 when one has.
+
+        The server compares a resource version with that of the object it finds, and with nothing where it finds none
+        (k8s.io/apiserver 0.36, registry/generic/registry/store.go, `Update`).
+        """
+        document = from_json(content)
+        document["metadata"]["resourceVersion"] = NOBODYS_VERSION
+        return await self.apply_content(kind, namespace, name, to_json(document))
+
     async def merge(self, kind: Kind, namespace: str, name: str, change: Document) -> Document:
         """Merge a change into an object that exists. Raises `ApiError` 404 when it does not."""
         return await self._request("patch", kind, "PATCH", kind.path(namespace, name), body=change, content_type=MERGE)
@@ -99,10 +111,14 @@ class Api:
             if error.status != 404:
                 raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str) -> tuple[list[Document], str]:
-        """Return all objects, read in chunks, and the resource version to watch from."""
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "", *, name: str = "") -> tuple[list[Document], str]:
+        """Return all objects, or those of one name, read in chunks, and the resource version to watch from."""
         items: list[Document] = []
-        parameters = {"limit": str(LIST_CHUNK), **({"labelSelector": selector} if selector else {})}
+        parameters = {
+            "limit": str(LIST_CHUNK),
+            **({"labelSelector": selector} if selector else {}),
+            **({"fieldSelector": f"metadata.name={name}"} if name else {}),
+        }
         while True:
             page = await self._request("list", kind, "GET", kind.path(namespace), parameters)
             items += page.get("items") or []

