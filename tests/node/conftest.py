@@ -139,15 +139,51 @@ def weights() -> Path:
     return models_directory(parse(yaml.safe_load(EXAMPLE.read_text())), cache_directory() / "models", {}, say)
 
 
+@pytest.fixture(scope="session")
+def make_claim(node: Node) -> Callable[[str, str, Path], None]:
+    """Make a claim that is bound to a folder of the node."""
+
+    def make(namespace: str, name: str, folder: Path) -> None:
+        volume = f"{name}-{namespace}"
+        terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}]}]
+        shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": "local"}
+        node.plane.api.create(
+            "/api/v1/persistentvolumes",
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": volume},
+                "spec": {
+                    **shared,
+                    "capacity": {"storage": "1Gi"},
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "claimRef": {"namespace": namespace, "name": name},
+                    "local": {"path": str(folder)},
+                    "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
+                },
+            },
+        )
+        node.plane.api.create(
+            f"/api/v1/namespaces/{namespace}/persistentvolumeclaims",
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name},
+                "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}},
+            },
+        )
+
+    return make
+
+
 @pytest.fixture(scope="module")
-def namespace(node: Node, weights: Path) -> Iterator[str]:
+def namespace(node: Node, weights: Path, make_claim: Callable[[str, str, Path], None]) -> Iterator[str]:
     """A namespace that enforces the restricted standard, with a claim for the models, looked after by an operator."""
     api, name = node.plane.api, f"test-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     eventually(lambda: api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
-    for path, document in _claim(name, weights):
-        api.create(path, document)
+    make_claim(name, "models", weights)
     operator = enrol(node.plane, "operator", name, node.plane.site.folder)
     operator.launcher = ("nsenter", f"--net=/proc/{node.namespace_pid}/ns/net")  # as in a pod: it asks replicas what their ranks run
     operator.start(is_ready=False)
@@ -181,18 +217,17 @@ def serve(node: Node, namespace: str) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture
-def keys(node: Node, namespace: str) -> Callable[..., str]:
-    """Create or replace a Secret of API keys; return its name."""
+def secret(node: Node, namespace: str) -> Callable[..., None]:
+    """Create or replace a Secret."""
     path = f"/api/v1/namespaces/{namespace}/secrets"
 
-    def write(**values: str) -> str:
-        data = {name: base64.b64encode(value.encode()).decode() for name, value in values.items()}
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": data}
-        if node.plane.api.request("GET", f"{path}/keys").status == 200:
-            node.plane.api.request("PUT", f"{path}/keys", secret)
+    def write(name: str, **values: str) -> None:
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+        document = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+        if node.plane.api.request("GET", f"{path}/{name}").status == 200:
+            node.plane.api.request("PUT", f"{path}/{name}", document)
         else:
-            node.plane.api.create(path, secret)
-        return "keys"
+            node.plane.api.create(path, document)
 
     return write
 
@@ -213,35 +248,3 @@ def reference(weights: Path) -> Callable[[str, int], str]:
         return str(tokenizer.decode(made[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return answer
-
-
-def _claim(namespace: str, weights: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A claim bound to a folder of the node."""
-    volume = f"models-{namespace}"
-    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}]}]
-    shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": "local"}
-    yield (
-        "/api/v1/persistentvolumes",
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": volume},
-            "spec": {
-                **shared,
-                "capacity": {"storage": "1Gi"},
-                "persistentVolumeReclaimPolicy": "Retain",
-                "claimRef": {"namespace": namespace, "name": "models"},
-                "local": {"path": str(weights)},
-                "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
-            },
-        },
-    )
-    yield (
-        f"/api/v1/namespaces/{namespace}/persistentvolumeclaims",
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "models"},
-            "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}},
-        },
-    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +20,46 @@ def with_memory(request: str, limit: str) -> dict[str, Any]:
     return {**SMALL, "resources": {"requests": {"cpu": "100m", "memory": request}, "limits": {"memory": limit}}}
 
 
+def source(path: str) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": "broken", "path": path}}
+
+
+BROKEN = """
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class Broken(BaseHandler):
+    def initialize(self, context):
+        raise ValueError("this handler is broken on purpose")
+"""
 FAILURES = {
     "an image that is nowhere": ({"template": {**SMALL, "image": "registry.invalid/none:1"}}, "ImagePull", "spec.template.image"),
     "more memory than any node has": ({"template": with_memory("900Gi", "900Gi")}, "Unschedulable", "Insufficient memory"),
+    "a weight file is missing": ({"model": {"source": source("a-shard-short")}}, "CrashLooping", "1 of 2 weight files are missing"),
+    "a handler that raises": ({"handler": {"configMapRef": {"name": "broken"}}}, "CrashLooping", "this handler is broken on purpose"),
+    "too little time": (
+        {"engine": {"dtype": "float32", "torchServe": {"startupTimeoutSeconds": 6}}},
+        "StartupTimeout",
+        "startupTimeoutSeconds",
+    ),
 }
 """What the spec differs in, the reason of the condition, and what its message names, by what goes wrong."""
 
 
+@pytest.fixture(scope="module")
+def _broken(node: Any, namespace: str, make_claim: Callable[..., None], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A claim with models that lack something, and a handler that raises."""
+    root = tmp_path_factory.mktemp("broken")
+    root.chmod(0o755)  # a pod's user is another one
+    shutil.copytree(tiny_llama, root / "a-shard-short")
+    shards = {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (root / "a-shard-short" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    make_claim(namespace, "broken", root)
+    document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "broken"}, "data": {"handler.py": BROKEN}}
+    node.plane.api.create(f"/api/v1/namespaces/{namespace}/configmaps", document)
+
+
+@pytest.mark.usefixtures("_broken")
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_status_names_what_went_wrong_and_what_to_do(serve: Callable[..., Any], failure: str) -> None:
     spec, reason, named = FAILURES[failure]
@@ -36,4 +72,4 @@ def test_the_status_names_what_went_wrong_and_what_to_do(serve: Callable[..., An
     try:
         eventually(told, f"reason {reason} that names {named}", seconds=240)
     finally:
-        print(failure, service.condition("Ready"))
+        print(failure, service.condition("Ready"), service.condition("Accepted"))

@@ -73,9 +73,9 @@ def test_the_example_answers_as_one_process_does(serve, reference) -> None:
     assert (state["CapEff"].strip("\t0"), state["Seccomp"].strip(), state["Uid"].split()[0]) == ("", "2", "10001")
 
 
-def test_keys_change_without_a_restart(serve, keys) -> None:
+def test_keys_change_without_a_restart(serve, secret) -> None:
     """A key that was taken out of the Secret is refused and a new one let in, by the same containers."""
-    keys(alice="the-first-key")
+    secret("keys", alice="the-first-key")
     endpoint = {"apiKeysSecretRef": {"name": "keys"}}
     service = serve(endpoint=endpoint, replicas=1)
     (pod,) = service.pods()
@@ -92,7 +92,7 @@ def test_keys_change_without_a_restart(serve, keys) -> None:
         return bool(service.node.inside(ask))
 
     assert (refused("none"), refused("the-first-key")) == (True, False)
-    keys(alice="the-second-key")
+    secret("keys", alice="the-second-key")
     eventually(lambda: refused("the-first-key") and not refused("the-second-key"), "the new key", seconds=300)
     assert (service.restarts(pod), service.restarts(pod, "front-door")) == (0, 0)
     assert [each["metadata"]["uid"] for each in service.pods()] == [pod["metadata"]["uid"]]
