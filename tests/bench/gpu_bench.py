@@ -83,7 +83,7 @@ class Case:
 
     def prompts(self, streams: int) -> list[str]:
         """Return what is asked for this number of streams, the same of all ways, in whole rounds."""
-        return prompts(max(REQUESTS // streams, ROUNDS) * streams)
+        return prompts(max(REQUESTS // streams, ROUNDS) * streams, streams)
 
     def tokens_before(self, streams: int) -> float:
         """Return how many tokens are before the one that is made, on average; a word is a token."""

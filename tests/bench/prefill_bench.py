@@ -30,7 +30,7 @@ PAUSE_SECONDS = 4
 
 async def interrupt(url: str, extra: dict[str, Any]) -> tuple[list[Answer], list[Answer]]:
     """Return the answers that were running, and the long prompts that came meanwhile."""
-    long_prompt = " ".join((WORDS * 8)[: CONTEXT_TOKENS // 2])
+    words = (WORDS * 8)[: CONTEXT_TOKENS // 2]
     running, arrived = [], []
     is_over = asyncio.Event()
 
@@ -42,8 +42,9 @@ async def interrupt(url: str, extra: dict[str, Any]) -> tuple[list[Answer], list
                 running.append(await ask(connections, url, f"Story {index}:", {**extra, "max_tokens": 200}))
 
         async def arrive() -> None:
-            for _ in range(ARRIVALS):
+            for index in range(ARRIVALS):
                 await asyncio.sleep(PAUSE_SECONDS)
+                long_prompt = " ".join([f"Report {index}:", *words])  # a cache of beginnings has nothing of it
                 arrived.append(await ask(connections, url, long_prompt, {**extra, "max_tokens": 1}))
             is_over.set()
 

@@ -40,6 +40,8 @@ CONTEXT_TOKENS = 512
 ANSWER_TOKENS = 48
 REQUESTS = 16
 """At least this many a measurement, so that few streams are measured over several answers."""
+ROUNDS = 3
+"""At least this many answers a stream: with one, all prompts would be read at once, and nobody would come while others are answered."""
 START_SECONDS = 600
 ANSWER_SECONDS = 1800
 WORDS = ("the sea was calm and the old captain told his crew about a city of glass far beyond the northern mountains " * 12).split()
@@ -58,13 +60,17 @@ class Answer:
     tokens: int
 
 
-def prompts(count: int) -> list[str]:
-    """Return prompts of 8 to 200 words, the same every time."""
-    return ["Tell me more: " + " ".join(WORDS[: 8 + (index * 53) % 193]) for index in range(count)]
+def prompts(count: int, streams: int = 1) -> list[str]:
+    """Return prompts of 8 to 200 words, the same every time.
+
+    All begin differently, also those for other numbers of streams, so that no cache of beginnings has a part in it.
+    """
+    turned = (WORDS[index * 7 % len(WORDS) :] + WORDS for index in range(count))
+    return [f"Story {streams}.{index}: " + " ".join(words[: 8 + (index * 53) % 193]) for index, words in enumerate(turned)]
 
 
 def requests(streams: int) -> int:
-    return max(REQUESTS, streams) // streams * streams
+    return max(REQUESTS // streams, ROUNDS) * streams
 
 
 def figures(answers: Sequence[Answer], seconds: float) -> Figures:
@@ -89,7 +95,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 async def drive(url: str, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
     async with session() as connections:
-        return await crowd(lambda prompt: ask(connections, url, prompt, extra), prompts(requests(streams)), streams)
+        return await crowd(lambda prompt: ask(connections, url, prompt, extra), prompts(requests(streams), streams), streams)
 
 
 async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], streams: int) -> Figures:
@@ -182,7 +188,7 @@ def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
     results = {}
     for count in streams:
-        texts = [tokenizer(prompt)["input_ids"] for prompt in prompts(requests(count))]
+        texts = [tokenizer(prompt)["input_ids"] for prompt in prompts(requests(count), count)]
         results[count], _ = call(loaded.engine, texts, count)
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
     return results
@@ -344,7 +350,7 @@ def table(results: Mapping[str, Mapping[int, Figures]], columns: Sequence[str] =
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what serving costs.")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128], metavar="N")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32], metavar="N")
     parser.add_argument("--ranks", type=int, default=1, help="ranks behind TorchServe (default: 1, as the others have)")
     parser.add_argument("--models", type=Path, default=Path("~/.cache/lmd/models").expanduser())
     parser.add_argument("--output", type=Path, default=RESULTS)
