@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from lmd_worker import loading
 from lmd_worker.engine.continuous import ContinuousEngine, Core
 from lmd_worker.engine.pages import PAGE_TOKENS, CacheShape, Pages
 from lmd_worker.engine.protocol import Sampling
@@ -502,3 +503,11 @@ def test_without_prefix_caching_every_prompt_is_read_whole(models, start, refere
     prompt = [(index * 37) % 512 for index in range(130)]
     for name in "ab":
         assert answer(engine, read_tokens, name, prompt, 5) == (reference(prompt, 5), 130)
+
+
+def test_a_loaded_engine_can_be_stopped_as_soon_as_it_is_handed_over(build, model, monkeypatch):
+    """A rank that ended at once once joined a thread that had not begun, and aborted its whole group."""
+    engine = build(model, **LIMITS)
+    monkeypatch.setattr(loading, "_load", lambda settings, group: (engine, engine))
+    loading.load(None).stop(DEADLINE_SECONDS)
+    assert engine.failure() == "Rank 0: the engine was stopped."

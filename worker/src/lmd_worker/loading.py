@@ -63,8 +63,7 @@ def load(settings: Settings, group: Group | None = None) -> Loaded:
         except BaseException as error:  # the caller's, which waits for it
             outcome.set_exception(error)
             return
-        outcome.set_result(loaded)
-        engine.run()
+        engine.run(begun=lambda: outcome.set_result(loaded))
 
     threading.Thread(target=work, name="engine", daemon=True).start()
     return outcome.result()

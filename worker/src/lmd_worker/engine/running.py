@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -73,10 +73,12 @@ class RunningEngine(ABC):
         """Begin to run on this rank, in a thread of its own; returns at once."""
         self._thread.start()
 
-    def run(self) -> None:
-        """Run on this rank in the thread that calls, until the engine is stopped or fails."""
+    def run(self, begun: Callable[[], None] | None = None) -> None:
+        """Run on this rank in the thread that calls, until the engine is stopped or fails; `begun` is called when others may use it."""
         self._thread = threading.current_thread()
         self._beat()
+        if begun is not None:
+            begun()
         self._run()
 
     def submit(self, request_id: str, prompt: Sequence[int], sampling: Sampling) -> None:
