@@ -9,22 +9,23 @@ ARG BASE=debian:bookworm-slim
 FROM ${BASE} AS system
 # The package of Java links its manual pages, which slim images have no folder for.
 RUN mkdir --parents /usr/share/man/man1 && apt-get update \
-    && apt-get install --yes --no-install-recommends haproxy openjdk-17-jre-headless python3 \
+    && apt-get install --yes --no-install-recommends haproxy libaio1 openjdk-17-jre-headless python3 \
     && rm --recursive --force /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
 
 FROM system AS build
-RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates g++ python3-dev python3-venv
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates g++ libaio-dev python3-dev python3-venv
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/lmd
 COPY images/worker/requirements.txt /requirements.txt
 ARG PACKAGES=installed
-# DeepSpeed comes as source and asks torch what it can build, so it comes last. Files of torch that are no Python 3.11
-# cannot be compiled and stay as they are.
+# DeepSpeed comes as source and asks torch what it can build, so it comes last; what parameters on disk need is built for any device.
+# Files of torch that are no Python 3.11 cannot be compiled and stay as they are.
 RUN --mount=type=secret,id=authorities \
     if [ "$PACKAGES" = mounted ]; then exit; fi; \
     if [ -f /run/secrets/authorities ]; then export PIP_CERT=/run/secrets/authorities; fi; \
     awk '/^[a-z]/ { last = /^deepspeed==/ } { print > (last ? "/last.txt" : "/first.txt") }' /requirements.txt \
     && install="/pip/bin/pip --python /opt/lmd/bin/python install --no-cache-dir --no-compile --no-deps --require-hashes" \
     && $install --only-binary :all: --requirement /first.txt \
+    && export DS_BUILD_AIO=1 DS_BUILD_PIN_MEMORY=1 \
     && if command -v nvcc; then export DS_BUILD_OPS=1; else export DS_BUILD_OPS=0; fi \
     && $install --no-build-isolation --requirement /last.txt \
     && { python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/lmd/lib || true; }

@@ -108,27 +108,33 @@ def test_bfloat16_takes_half(model, write_scenario, run_driver, zero_document):
 def on_disk(directory, zero_document, **options):
     """The configuration of parameters on disk below a directory."""
     (directory / "parameters").mkdir()
-    return zero_document(root=str(directory), parameters="Disk", **{"bufferParameters": 1_000_000, **options})
+    return zero_document(root=str(directory), parameters="Disk", **{"bufferParameters": 4_000_000, **options})
 
 
-def test_parameters_on_disk_give_the_same_answers(model, expected, write_scenario, run_driver, zero_document, tmp_path):
+def test_parameters_on_disk_give_the_same_answers(write_scenario, run_driver, run_reference, zero_document, tmp_path):
+    """Heads were read off rows that a part on disk does not have, and its bytes counted as half numbers; small parts never go there."""
     if not zero.has_disk_operation():
-        pytest.skip("DeepSpeed's operation async_io can neither be loaded nor built here: it needs libaio")
+        pytest.skip("DeepSpeed's operations for it can neither be loaded nor built here: they need libaio")
+    wide = tmp_path / "wide"
+    tiny_families.save("llama", wide, hidden_size=1024, intermediate_size=2048)
     document = on_disk(tmp_path, zero_document)
-    answered = run_driver(write_scenario(model, 2, handler=HANDLER, document=document, waves=copy.deepcopy([GREEDY])), 2)
+    answered = run_driver(write_scenario(wide, 2, handler=HANDLER, document=document, waves=copy.deepcopy([GREEDY])), 2)
+    expected = run_reference(wide, GREEDY)
     names = [item["id"] for item in GREEDY]
     assert tokens(answered, *names) == {name: expected[name] for name in names}
-    shape = shape_of(json.loads((model / "config.json").read_text()))
+    shape = shape_of(json.loads((wide / "config.json").read_text()))
     parts = [sum(file.stat().st_size for file in (tmp_path / "parameters").rglob(f"rank{rank}/*")) for rank in range(2)]
-    assert min(parts) > 0.8 * 2 * shape.parameters, "all but small tensors are there, four bytes each over two ranks"
-    assert {report["parameter_bytes"] for report in answered["ranks"]} == {2 * shape.parameters}
+    assert min(parts) > 0.98 * 2 * shape.parameters, "all but norms are there, four bytes each over two ranks"
+    assert [report["parameter_bytes"] for report in answered["ranks"]] == pytest.approx([2 * shape.parameters] * 2, rel=PLANNED_WITHIN)
 
 
 def test_a_disk_without_its_operation_is_refused_before_weights_are_read(model, write_scenario, ranks, zero_document, tmp_path):
     if zero.has_disk_operation():
-        pytest.skip("DeepSpeed's operation async_io is here")
+        pytest.skip("DeepSpeed's operations for it are here")
     ranks.start("load", write_scenario(model, 1, handler=HANDLER, document=on_disk(tmp_path, zero_document)), 1)
-    assert ranks.words("loaded", 0).startswith("ModelRefusedError: parameters on disk need DeepSpeed's operation async_io, ")
+    assert ranks.words("loaded", 0).startswith(
+        "ModelRefusedError: parameters on disk need DeepSpeed's operations async_io and pin_memory, "
+    )
 
 
 @pytest.fixture(scope="module", params=["Int8", "Int4"])

@@ -101,15 +101,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """transformers' configuration of each, by `model_type`, with what is unusual about it after a comma."""
 
 
-def save(name: str, directory: Path) -> None:
-    """Write the model with its tokenizer; the same weights every time."""
+def save(name: str, directory: Path, **changes: Any) -> None:
+    """Write the model with its tokenizer, its configuration changed so; the same weights every time."""
     import torch
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
     config, settings = FAMILIES[name]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings), dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings | changes), dtype=torch.float32)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for label, parameter in model.named_parameters():

@@ -96,6 +96,16 @@ def test_weights_that_wait_elsewhere_are_no_fault_and_not_counted(model, shape):
     assert selftest._data_complaint(model, ALONE, Share()) != ""
 
 
+def test_parts_on_disk_count_by_their_number_in_the_size_of_the_parameter(model, shape):
+    """DeepSpeed leaves one half number where a part on disk was."""
+    for parameter in model.parameters():
+        parameter.ds_tensor = torch.tensor(1).half()
+        parameter.ds_tensor.ds_numel = parameter.numel() // 2
+    held = selftest.measure(model, shape, Share(1 / 2))
+    assert (held.held, held.replicated) == (held.whole // 2, 0)
+    assert selftest.held_heads(model, shape, SECOND_OF_TWO, "ZeroInference") == (6, 3)
+
+
 @pytest.mark.parametrize(("family", "expected"), [("llama", (6, 3)), ("olmo2", (12, 6))])
 def test_heads_are_those_that_are_computed(model, shape, family, expected):
     """OLMo 2 gathers what its cut projections give."""

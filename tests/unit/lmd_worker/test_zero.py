@@ -97,7 +97,7 @@ def test_a_disk_is_asked_whether_it_can(guard, zero_document, tmp_path, monkeypa
     with pytest.raises(ModelRefusedError) as refused:
         guard(document=document)
     assert str(refused.value) == (
-        f"parameters on disk need DeepSpeed's operation async_io, which this image can neither load nor build. {HOST}"
+        f"parameters on disk need DeepSpeed's operations async_io and pin_memory, which this image can neither load nor build. {HOST}"
     )
     monkeypatch.setattr(zero, "has_disk_operation", lambda: True)
     guard(document=document)

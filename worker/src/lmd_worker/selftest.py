@@ -57,7 +57,7 @@ def measure(model: Any, shape: ModelShape, share: Share) -> Held:
     held = replicated = 0
     for name, parameter in model.named_parameters():
         own = on_this_rank(parameter)
-        held += 0 if own.is_meta else elements(own) * own.element_size()
+        held += 0 if own.is_meta else _bytes(own, parameter)
         may_be_whole = own.dim() < 2 or share.leaves_whole(name) or (share.embeddings_are_whole and id(parameter) in embeddings)
         if may_be_whole and own.shape == parameter.shape:
             replicated += own.numel() * own.element_size()
@@ -78,22 +78,21 @@ def on_this_rank(parameter: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def elements(part: torch.Tensor) -> int:
-    """Return how many elements a part has; one that DeepSpeed has put on disk is here by its number alone."""
-    return int(getattr(part, "ds_numel", part.numel()))
+def _bytes(part: torch.Tensor, parameter: torch.Tensor) -> int:
+    """Return what a part takes; one that DeepSpeed has put on disk is here by its number of elements alone, its data half a number."""
+    count = int(getattr(part, "ds_numel", part.numel()))
+    return count * (part if count == part.numel() else parameter).element_size()
 
 
 def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stages: int = 1) -> tuple[int, int]:
     """Return (query heads, key-value heads) this rank computes: read off its projections where they tell, or counted.
 
-    Of several stages, each is as many ranks as share its layers.
+    Of several stages, each is as many ranks as share its layers. Stage 3 keeps parts without rows, and none where they are on disk.
     """
-    rows = {
-        name.rpartition(".")[2]: on_this_rank(module.weight).shape[0]
-        for name, module in model.named_modules()
-        if name.endswith(("q_proj", "k_proj"))
-    }
-    if len(rows) == 2 and strategy != "ZeroInference" and (strategy == "DeepSpeed" or shape.model_type not in HEADS_LEFT_WHOLE):
+    do_rows_tell = strategy == "DeepSpeed" or (strategy != "ZeroInference" and shape.model_type not in HEADS_LEFT_WHOLE)
+    projections = [(name, module) for name, module in model.named_modules() if name.endswith(("q_proj", "k_proj"))] if do_rows_tell else []
+    rows = {name.rpartition(".")[2]: on_this_rank(module.weight).shape[0] for name, module in projections}
+    if len(rows) == 2:
         return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
     sharing = group.size // stages
     return heads_of_rank(strategy, shape, group.rank % sharing, sharing)

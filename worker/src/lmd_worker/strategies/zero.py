@@ -147,19 +147,19 @@ def _guard_disk(shape: ModelShape, settings: Settings, path: Path) -> None:
     os.environ.setdefault("DS_ACCELERATOR", settings.device)  # read when DeepSpeed is imported
     if not has_disk_operation():
         raise ModelRefusedError(
-            f"parameters on disk need DeepSpeed's operation async_io, which this image can neither load nor build. {instead}"
+            "parameters on disk need DeepSpeed's operations async_io and pin_memory, which this image can neither load nor build. "
+            f"{instead}"
         )
 
 
 def has_disk_operation() -> bool:
-    """Whether DeepSpeed can read and write parameters on disk: its operation was built with it, or can be built now."""
+    """Whether DeepSpeed can read and write parameters on disk: its operations were built with it, or can be built now."""
     with contextlib.redirect_stdout(sys.stderr):
         from deepspeed.git_version_info import installed_ops
-        from deepspeed.ops.op_builder import AsyncIOBuilder
+        from deepspeed.ops.op_builder import AsyncIOBuilder, PinMemoryBuilder
 
-        if installed_ops.get(AsyncIOBuilder.NAME):
-            return True
-        return bool(shutil.which("ninja") and AsyncIOBuilder().is_compatible(verbose=False))
+        missing = [builder for builder in (PinMemoryBuilder, AsyncIOBuilder) if not installed_ops.get(builder.NAME)]
+        return not missing or bool(shutil.which("ninja") and all(builder().is_compatible(verbose=False) for builder in missing))
 
 
 def _partitioned(settings: Settings, document: dict[str, Any]) -> Any:
