@@ -9,7 +9,7 @@ PLANE = PYTHONPATH=tests/cluster/src $(BIN)/python -m lmd_plane
 QUESTION ?= What is the capital of France?
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker bench-gpu cluster cluster-down matrix node images check test-fast fmt fmt-check lint types imports generate check-generated lock clean
+.PHONY: help serve test test-cluster test-long test-node test-reliability soak bench-operator bench-worker bench-gpu cluster cluster-down matrix node images images-full check test-fast fmt fmt-check lint types imports generate check-generated lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -21,6 +21,7 @@ test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers
 	$(MAKE) --no-print-directory check
 	$(BIN)/pytest -m "model and not long"
 	$(MAKE) --no-print-directory test-cluster
+	$(BIN)/pytest -rs -m node -k example_answers tests/node
 
 test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one of each kind of fault
 	$(BIN)/pytest -n 2 -m cluster
@@ -61,6 +62,9 @@ images: ## Build the images with docker, podman or buildah
 	images/build operator
 	images/build worker-dependencies
 	images/build worker
+
+images-full: images $(VENV)/.dev ## Build them, and let a pod of the whole worker image answer on a real node; once per release, root
+	LMD_FULL_IMAGE=1 $(BIN)/pytest -s -m node -k example_answers tests/node
 
 cluster-down: $(VENV)/.dev ## End it and remove everything of it
 	@$(PLANE) down

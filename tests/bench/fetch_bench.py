@@ -1,10 +1,14 @@
 """What a fetch costs: throughput against curl from the same server, and memory whatever the shard's size.
 
-    python tests/bench/fetch_bench.py --mebibytes 256 1024 [--folder DIR]
+    python tests/bench/fetch_bench.py --mebibytes 256 1024 [--folder DIR] [--gigabits RATE]
 
 For each size: one shard on the hub of the tests, fetched by `lmd-worker fetch`, then by eight curls, a range each, in turns.
 Prints one JSON line a size; `ratio` is the median of fetch over curl, from the first byte asked for to the end of the process;
 `ratio_with_start` is that of the whole command, and `start_seconds` what the interpreter, imports and the listing take.
+
+Over loopback server and client share the cores, and curl hashes nothing: `ratio_of_curl_and_sha256sum` is what is left of curl's own
+throughput when each of its ranges is hashed by sha256sum, the most that anything which verifies can have there. With --gigabits,
+everything runs in a network namespace whose loopback is that slow (tc, so root), as a real network is.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from pathlib import Path
 import psutil
 
 HUB = Path(__file__).parents[1] / "weights" / "hub_server.py"
+INSIDE = "LMD_BENCH_INSIDE"
+"""Set in the slow namespace."""
 STREAMS = 8
 TURNS = 5
 
@@ -32,7 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--folder", type=Path, help="where bytes lie; memory (/dev/shm) takes the disk out of the measurement")
+    parser.add_argument("--gigabits", type=float, help="a second, over a network namespace's loopback")
     options = parser.parse_args()
+    if options.gigabits and os.environ.get(INSIDE) != "1":
+        link = f"ip link set lo up && tc qdisc add dev lo root tbf rate {options.gigabits * 1000:.0f}mbit burst 4mb latency 20ms"
+        shell = ["unshare", "--net", "sh", "-c", f'{link} && exec "$@"', "sh", sys.executable, *sys.argv]
+        os.execvpe(shell[0], shell, {**os.environ, INSIDE: "1"})
     for size in options.mebibytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             print(json.dumps(measure(Path(folder), size * 2**20)), flush=True)
@@ -44,7 +55,7 @@ def measure(folder: Path, size: int) -> dict[str, object]:
     server = subprocess.Popen([sys.executable, str(HUB), str(folder / "hub")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = f"http://127.0.0.1:{json.loads(server.stdout.readline())['port']}"
-    fetches, wholes, curls, memory = [], [], [], 0
+    fetches, wholes, curls, verified, memory = [], [], [], [], 0
     try:
         _fetch(folder, url)  # the server hashes the shard for its listing, once
         for _ in range(TURNS):
@@ -53,6 +64,7 @@ def measure(folder: Path, size: int) -> dict[str, object]:
             wholes.append(start + seconds)
             memory = max(memory, peak)
             curls.append(_curl(folder, url, size))
+            verified.append(_curl(folder, url, size, then=' && sha256sum "$1"'))
     finally:
         server.communicate()
     mebibytes = size / 2**20
@@ -62,6 +74,7 @@ def measure(folder: Path, size: int) -> dict[str, object]:
         "curl_mebibytes_per_second": round(mebibytes / statistics.median(curls)),
         "ratio": round(statistics.median(curl / fetch for fetch, curl in zip(fetches, curls, strict=True)), 2),
         "ratio_with_start": round(statistics.median(curl / whole for whole, curl in zip(wholes, curls, strict=True)), 2),
+        "ratio_of_curl_and_sha256sum": round(statistics.median(curl / both for curl, both in zip(curls, verified, strict=True)), 2),
         "start_seconds": round(statistics.median(whole - fetch for whole, fetch in zip(wholes, fetches, strict=True)), 2),
         "peak_rss_mebibytes": round(memory / 2**20),
     }
@@ -107,16 +120,16 @@ def _fetch(folder: Path, url: str) -> tuple[float, float, int]:
     return begun - launched, ended - begun, peak
 
 
-def _curl(folder: Path, url: str, size: int) -> float:
-    """Return the seconds eight curls take for a range each."""
+def _curl(folder: Path, url: str, size: int, then: str = "") -> float:
+    """Return the seconds eight curls take for a range each, with what a shell does afterwards with each one's file."""
     part = -(-size // STREAMS)
     address = f"{url}/acme/large/resolve/main/model.safetensors"
     begun = time.monotonic()
+    script = f'curl -sSfL -r "$2" -o "$1" "$3"{then}'
+    ranges = [f"{number * part}-{min((number + 1) * part, size) - 1}" for number in range(STREAMS)]
     processes = [
-        subprocess.Popen(
-            ["curl", "-sSfL", "-r", f"{number * part}-{min((number + 1) * part, size) - 1}", "-o", str(folder / f"curl-{number}"), address]
-        )
-        for number in range(STREAMS)
+        subprocess.Popen(["sh", "-c", script, "sh", str(folder / f"curl-{number}"), span, address], stdout=subprocess.DEVNULL)
+        for number, span in enumerate(ranges)
     ]
     if any(process.wait() for process in processes):
         raise SystemExit("curl failed")

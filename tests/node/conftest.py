@@ -1,7 +1,7 @@
 """A control plane with one real node, the worker's image on it, and an operator that looks after a namespace.
 
-The image is the release Dockerfiles' without the Python packages, which the node mounts from this environment; on a machine
-without root or the programs for a node these tests are skipped with the reason.
+The image is the release Dockerfiles' without the Python packages, which the node mounts from this environment, or with
+LMD_FULL_IMAGE=1 the whole one, built before; on a machine without root or the programs for a node these tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,17 +118,20 @@ class Service:
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
-    reason = requirements.missing()
-    if not reason and sys.version_info[:2] != (3, 11):
+    reason, is_whole = requirements.missing(), os.environ.get("LMD_FULL_IMAGE") == "1"
+    if not reason and not is_whole and sys.version_info[:2] != (3, 11):
         reason = "the worker's image has Python 3.11, and this environment's packages are for another"
     if reason:
         pytest.skip(reason)
     binaries = build([*PLANE, *NODE], say=say)
-    subprocess.run([str(ROOT / "images" / "build-thin")], check=True)
-    packages = Path(sysconfig.get_path("purelib"))
+    if not is_whole:
+        subprocess.run([str(ROOT / "images" / "build-thin")], check=True)
+    packages = None if is_whole else Path(sysconfig.get_path("purelib"))
     with owned(binaries) as plane:
         node = Node.up(plane, binaries, packages)
-        node.load("lmd-worker:thin", IMAGE)
+        began = time.monotonic()
+        node.load(IMAGE if is_whole else "lmd-worker:thin", IMAGE)
+        say(f"the image was loaded in {time.monotonic() - began:.0f} s")
         definition = yaml.safe_load(CRD.read_text())
         plane.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
         eventually(lambda: plane.api.get("/apis/largemodel.dev/v1alpha1"), "API of the CRD")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,13 +23,14 @@ pytestmark = pytest.mark.node
 
 ROOT = Path(__file__).parents[2]
 IMAGE = f"lmd-operator:{VERSION}"
+REQUIREMENTS = ROOT / "images" / "operator" / "requirements.txt"
 LARGEST_MIB = 150
 MOST_MEMORY_MIB = 90
 MIB = 2**20
 REST_SECONDS = 20
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def container() -> Iterator[str]:
     reason = requirements.missing()
     if reason:
@@ -43,6 +45,23 @@ def container() -> Iterator[str]:
 def plane() -> Iterator[Plane]:
     with owned(build(PLANE, say=lambda words: print(words, file=sys.__stderr__, flush=True))) as plane:
         yield plane
+
+
+def test_what_the_image_holds_and_came_from_is_written_beside_it(container: str) -> None:
+    files = ROOT / "build" / "images"
+    statement = json.loads((files / f"lmd-operator-{VERSION}.provenance.json").read_text())
+    digest = subprocess.run(
+        ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageDigest}}", IMAGE], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert statement["subject"] == [{"name": IMAGE, "digest": {"sha256": digest.removeprefix("sha256:")}}]
+    sources = {each["name"]: each["digest"] for each in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert sources["images/operator/requirements.txt"] == {"sha256": hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()}
+    assert len(sources["source"]["gitCommit"]) == 40
+    listed = json.loads((files / f"lmd-operator-{VERSION}.spdx.json").read_text())["packages"]
+    held = {(package["name"].lower().replace("_", "-"), package.get("versionInfo")) for package in listed}
+    locked = {tuple(line.split(" ")[0].split("==")) for line in REQUIREMENTS.read_text().splitlines() if "==" in line}
+    assert locked - held == set()
+    assert {"libc6", "python3.11-minimal"} <= {name for name, _ in held}
 
 
 def test_the_operator_s_image_is_small_and_so_is_its_process(container: str, plane: Plane, free_port: int, tmp_path: Path) -> None:

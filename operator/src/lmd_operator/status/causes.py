@@ -20,6 +20,9 @@ ORDER = (
     "ContainerRefused",
     "Unschedulable",
     "OutOfMemory",
+    "DeviceOutOfMemory",
+    "SharedMemoryTooSmall",
+    "PortInUse",
     "StartupTimeout",
     "CrashLooping",
     *weights.FAILURES,
@@ -63,6 +66,33 @@ FAULTS = ("DegreeMismatch", "NotSharded", "RankMissing", "SharedDevice")
 _FAULT = re.compile(rf"({'|'.join(FAULTS)}): (.+)")
 _NOT_LOADED = re.compile(r"StartupTimeout: (.+)")
 """The last words of a worker that was ended before its model was loaded."""
+_SCARCE = (
+    (
+        re.compile(r"\b(CUDA|HIP)( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
+        "DeviceOutOfMemory",
+        "a device ran out of memory",
+        "lower spec.engine.contextTokens or spec.engine.concurrency, or cut the model over more devices (`lmd plan` has the sum)",
+    ),
+    (
+        re.compile(r"/dev/shm|shared memory|for file </torch_|to file </torch_"),
+        "SharedMemoryTooSmall",
+        "the worker found too little shared memory",
+        "raise spec.template.sharedMemory, which counts against the memory limit",
+    ),
+    (
+        re.compile(r"can't allocate memory|Cannot allocate memory"),
+        "OutOfMemory",
+        "the worker got no more memory",
+        "raise spec.template.resources.limits.memory, or lower spec.engine.concurrency",
+    ),
+    (
+        re.compile(r"[Aa]ddress already in use"),
+        "PortInUse",
+        "a port that the worker needs is taken",
+        "let spec.handler and what else runs in the pod listen on other ports",
+    ),
+)
+"""What last words of torch, NCCL and the system mean: reason, what it is and what to do."""
 _ROUTINE = re.compile(r"\b(TRACE|DEBUG|INFO)\b")
 _SCHEDULING = (
     ("persistentvolumeclaim", "create or repair the claim that spec.model.source or spec.model.cache names"),
@@ -179,6 +209,9 @@ def _ended(pod: PodState) -> Cause:
         remedy = "raise spec.engine.torchServe.startupTimeoutSeconds, or put the weights on a faster volume"
         return Cause("StartupTimeout", f"{clause(found[1], _LAST_WORDS_LENGTH)}, and it is started again; {remedy}")
     words = _last_words(pod)
+    for pattern, reason, what, remedy in _SCARCE:
+        if pattern.search(_last_line(pod)):
+            return Cause(reason, f"{what} (last words: {words}); {remedy}")
     if pod.last_reason == "OOMKilled" or (pod.last_exit_code == _KILLED and not words):
         # 137 alone is any SIGKILL, also that of a liveness probe; the worker leaves words in that case, the kernel never does
         doubt = "" if pod.last_reason == "OOMKilled" else " (exit code 137), most often for lack of memory"
