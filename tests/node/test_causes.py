@@ -42,8 +42,8 @@ class Broken(BaseHandler):
 """
 FAULTS = {
     "broken": 'raise ValueError("this handler is broken on purpose")',
-    "greedy": "torch.zeros(64 * 2**20, dtype=torch.uint8).share_memory_()",
-    "hoarding": "torch.zeros(2**43, dtype=torch.uint8)",
+    "greedy": "torch.zeros(128 * 2**20, dtype=torch.uint8).share_memory_()",
+    "hoarding": "torch.zeros(2**48, dtype=torch.uint8)",
     "listening": 'socket.create_server(("0.0.0.0", 8000))',
 }
 """What a handler does instead of loading a model, by the ConfigMap that brings it."""
@@ -52,10 +52,14 @@ FAILURES = {
     "more memory than any node has": ({"template": with_memory("900Gi", "900Gi")}, "Unschedulable", "Insufficient memory"),
     "a weight file is missing": ({"model": {"source": source("a-shard-short")}}, "CrashLooping", "1 of 2 weight files are missing"),
     "a handler that raises": (handler("broken"), "CrashLooping", "this handler is broken on purpose"),
-    "less memory than the ranks need": ({"template": with_memory("300Mi", "900Mi", shared="64Mi")}, "OutOfMemory", "limits.memory"),
-    "more memory than a host gives": (handler("hoarding"), "OutOfMemory", "limits.memory"),
+    "less memory than the ranks need": (
+        {"template": with_memory("300Mi", "900Mi", shared="64Mi")},
+        "OutOfMemory",
+        "killed for lack of memory",
+    ),
+    "more memory than there are addresses": (handler("hoarding"), "OutOfMemory", "got no more memory"),
     "more shared memory than there is": (
-        {**handler("greedy"), "template": {**SMALL, "sharedMemory": "8Mi"}},
+        {**handler("greedy"), "template": {**SMALL, "sharedMemory": "64Mi"}},
         "SharedMemoryTooSmall",
         "spec.template.sharedMemory",
     ),
