@@ -18,16 +18,22 @@ RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/lmd
 COPY images/worker/requirements.txt /requirements.txt
 ARG PACKAGES=installed
 # DeepSpeed comes as source and asks torch what it can build, so it comes last; what parameters on disk need is built for any device.
-# Files of torch that are no Python 3.11 cannot be compiled and stay as they are.
 RUN --mount=type=secret,id=authorities \
     if [ "$PACKAGES" = mounted ]; then exit; fi; \
     if [ -f /run/secrets/authorities ]; then export PIP_CERT=/run/secrets/authorities; fi; \
     awk '/^[a-z]/ { last = /^deepspeed==/ } { print > (last ? "/last.txt" : "/first.txt") }' /requirements.txt \
-    && install="/pip/bin/pip --python /opt/lmd/bin/python install --no-cache-dir --no-compile --no-deps --require-hashes" \
-    && $install --only-binary :all: --requirement /first.txt \
-    && export DS_BUILD_AIO=1 DS_BUILD_PIN_MEMORY=1 \
+    && /pip/bin/pip --python /opt/lmd/bin/python install --no-cache-dir --no-compile --no-deps --require-hashes --only-binary :all: \
+        --requirement /first.txt
+# For CPUs its async_io is not linked with libaio (0.19.8, op_builder/async_io.py). Files of torch that are no Python 3.11 cannot be
+# compiled and stay as they are.
+RUN --mount=type=secret,id=authorities \
+    if [ "$PACKAGES" = mounted ]; then exit; fi; \
+    if [ -f /run/secrets/authorities ]; then export PIP_CERT=/run/secrets/authorities; fi; \
+    export DS_BUILD_AIO=1 DS_BUILD_PIN_MEMORY=1 LDFLAGS="-Wl,--no-as-needed -laio" \
     && if command -v nvcc; then export DS_BUILD_OPS=1; else export DS_BUILD_OPS=0; fi \
-    && $install --no-build-isolation --requirement /last.txt \
+    && /pip/bin/pip --python /opt/lmd/bin/python install --no-cache-dir --no-compile --no-deps --require-hashes --no-build-isolation \
+        --requirement /last.txt \
+    && { command -v nvcc || /opt/lmd/bin/python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()'; } \
     && { python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/lmd/lib || true; }
 
 FROM system

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lmd_operator.version import VERSION
+from lmd_worker.version import VERSION as WORKER_VERSION
 
 ROOT = Path(__file__).parents[2]
 TOP_FOLDERS = ("operator", "worker", "crds", "tests")
@@ -137,9 +138,17 @@ def test_there_are_texts_to_search() -> None:
 
 
 def test_one_version_is_written_everywhere() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION == WORKER_VERSION
 
 
 def test_the_newest_entry_of_the_change_log_is_this_version() -> None:
     headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert next(heading for heading in headings if heading != "Unreleased") == VERSION
+
+
+def test_a_rank_tells_versions_of_packages_that_its_image_has():
+    """The image has our sources and no package of ours, so asking for its version ended every model there while it was loaded."""
+    from lmd_worker import loading
+
+    lines = (ROOT / "images" / "worker" / "requirements.txt").read_text().splitlines()
+    assert set(loading._LIBRARIES) <= {line.partition("==")[0] for line in lines if "==" in line}

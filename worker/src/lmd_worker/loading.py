@@ -28,13 +28,14 @@ from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
 from lmd_worker.strategies import chosen, degrees, static_reason
 from lmd_worker.text import Text
+from lmd_worker.version import VERSION
 
 if TYPE_CHECKING:
     from lmd_worker.engine.running import RunningEngine
     from lmd_worker.ranks import Group
     from lmd_worker.selftest import Held
 
-_LIBRARIES = ("torch", "transformers", "deepspeed", "lmd-operator")
+_LIBRARIES = ("torch", "transformers", "deepspeed")
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _own_report(settings: Settings, group: Group, model: Any, held: Held, heads:
         heads=heads[0],
         key_value_heads=heads[1],
         pid=os.getpid(),
-        versions={name: metadata.version(name) for name in _LIBRARIES},
+        versions={**{name: metadata.version(name) for name in _LIBRARIES}, "lmd-worker": VERSION},
         allowed_bytes=held.allowed,
     )
 
