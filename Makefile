@@ -63,7 +63,8 @@ images: ## Build the images with docker, podman or buildah
 	images/build worker-dependencies
 	images/build worker
 
-images-full: images $(VENV)/.dev ## Build them, and let a pod of the whole worker image answer on a real node; once per release, root
+images-full: export ENGINE = buildah
+images-full: images $(VENV)/.dev ## Build them by buildah, and let a pod of the whole worker image answer on a real node; once per release, root
 	LMD_FULL_IMAGE=1 $(BIN)/pytest -s -m node -k example_answers tests/node
 
 cluster-down: $(VENV)/.dev ## End it and remove everything of it

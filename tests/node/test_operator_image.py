@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def container() -> Iterator[str]:
     reason = requirements.missing()
     if reason:
         pytest.skip(reason)
-    subprocess.run([str(ROOT / "images" / "build"), "operator"], check=True)
+    subprocess.run([str(ROOT / "images" / "build"), "operator"], env={**os.environ, "ENGINE": "buildah"}, check=True)
     name = subprocess.run(["buildah", "from", IMAGE], capture_output=True, text=True, check=True).stdout.strip()
     yield name
     subprocess.run(["buildah", "rm", name], capture_output=True, check=True)

@@ -14,11 +14,7 @@ import openai
 import pytest
 from lmd_plane.client import eventually
 
-from lmd_operator.version import VERSION
-
 pytestmark = pytest.mark.node
-
-IMAGE = f"lmd-worker:{VERSION}"
 
 QUESTION = "What is the capital of France?"
 TOKENS = 24
@@ -47,13 +43,13 @@ def stream(url: str, question: str, tokens: int, key: str = "none") -> list[str]
         return [choice.delta.content for piece in pieces for choice in piece.choices if choice.delta.content]
 
 
-def open_ports(service, address: str, ports: tuple[int, ...]) -> list[int]:
+def open_ports(service, pod: dict[str, Any], ports: tuple[int, ...]) -> list[int]:
     """Return those ports of a pod that another pod of its namespace can reach."""
     path = f"/api/v1/namespaces/{service.namespace}/pods"
     container = {
         "name": "neighbour",
-        "image": IMAGE,
-        "command": ["python3", "-c", NEIGHBOUR, address, *map(str, ports)],
+        "image": pod["spec"]["containers"][0]["image"],
+        "command": ["python3", "-c", NEIGHBOUR, pod["status"]["podIP"], *map(str, ports)],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -94,7 +90,7 @@ def test_the_example_answers_as_one_process_does(serve, reference) -> None:
 
     (pod,) = service.pods()
     base = urlsplit(url)
-    assert open_ports(service, pod["status"]["podIP"], (8000, 8405, *CLOSED)) == [8000, 8405]
+    assert open_ports(service, pod, (8000, 8405, *CLOSED)) == [8000, 8405]
 
     def post(path: str) -> int:
         with contextlib.closing(http.client.HTTPConnection(base.hostname or "", 80, timeout=30)) as connection:

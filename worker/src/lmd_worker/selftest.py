@@ -89,11 +89,14 @@ def held_heads(model: Any, shape: ModelShape, group: Group, strategy: str, stage
 
     Of several stages, each is as many ranks as share its layers. Stage 3 keeps parts without rows, and none where they are on disk.
     """
-    do_rows_tell = strategy == "DeepSpeed" or (strategy != "ZeroInference" and shape.model_type not in HEADS_LEFT_WHOLE)
-    projections = [(name, module) for name, module in model.named_modules() if name.endswith(("q_proj", "k_proj"))] if do_rows_tell else []
-    rows = {name.rpartition(".")[2]: on_this_rank(module.weight).shape[0] for name, module in projections}
-    if len(rows) == 2:
-        return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
+    if strategy == "DeepSpeed" or (strategy != "ZeroInference" and shape.model_type not in HEADS_LEFT_WHOLE):
+        rows = {
+            name.rpartition(".")[2]: on_this_rank(module.weight).shape[0]
+            for name, module in model.named_modules()
+            if name.endswith(("q_proj", "k_proj"))
+        }
+        if len(rows) == 2:
+            return rows["q_proj"] // shape.head_dim, rows["k_proj"] // shape.head_dim
     sharing = group.size // stages
     return heads_of_rank(strategy, shape, group.rank % sharing, sharing)
 

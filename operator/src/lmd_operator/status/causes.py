@@ -66,6 +66,7 @@ FAULTS = ("DegreeMismatch", "NotSharded", "RankMissing", "SharedDevice")
 _FAULT = re.compile(rf"({'|'.join(FAULTS)}): (.+)")
 _NOT_LOADED = re.compile(r"StartupTimeout: (.+)")
 """The last words of a worker that was ended before its model was loaded."""
+_MORE_MEMORY = "raise spec.template.resources.limits.memory, or lower spec.engine.concurrency"
 _SCARCE = (
     (
         re.compile(r"\b(CUDA|HIP)( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
@@ -83,7 +84,7 @@ _SCARCE = (
         re.compile(r"can't allocate memory|Cannot allocate memory"),
         "OutOfMemory",
         "the worker got no more memory",
-        "raise spec.template.resources.limits.memory, or lower spec.engine.concurrency",
+        _MORE_MEMORY,
     ),
     (
         re.compile(r"[Aa]ddress already in use"),
@@ -216,7 +217,7 @@ def _ended(pod: PodState) -> Cause:
         # 137 alone is any SIGKILL, also that of a liveness probe; the worker leaves words in that case, the kernel never does
         doubt = "" if pod.last_reason == "OOMKilled" else " (exit code 137), most often for lack of memory"
         what = f"the worker was killed{doubt}" if doubt else "the worker was killed for lack of memory"
-        return Cause("OutOfMemory", f"{what}; raise spec.template.resources.limits.memory, or lower spec.engine.concurrency")
+        return Cause("OutOfMemory", f"{what}; {_MORE_MEMORY}")
     meaning = _EXIT_CODES.get(pod.last_exit_code, "it failed")
     why = f"its last words: {words}" if words else f"{meaning} (exit code {pod.last_exit_code}); read `kubectl logs {pod.name} --previous`"
     if pod.waiting != _CRASH_LOOP and pod.is_running and pod.restarts < _MANY_RESTARTS:
