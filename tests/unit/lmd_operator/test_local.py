@@ -43,8 +43,14 @@ def test_a_busy_port_is_refused_with_the_remedy() -> None:
             ports.require_free(port)
 
 
-def test_free_ports_are_distinct() -> None:
-    assert len(set(ports.free_ports(5))) == 5
+def test_a_free_port_is_ours_until_its_server_listens() -> None:
+    """Whoever was given a port could lose it to another server, or to any connection, before its own server had started."""
+    first, second = ports.free_ports(2)
+    assert first != second
+    with socket.socket() as another, pytest.raises(OSError, match="Address already in use"):
+        another.bind(("127.0.0.1", first))
+    with socket.create_server(("127.0.0.1", first)), socket.create_connection(("127.0.0.1", first)):
+        pass
 
 
 def test_a_rank_gets_all_cores_of_the_machine_unless_the_object_says_how_many() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
 
 from lmd_plane.components import LOOPBACK
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct ports that are free now."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind((LOOPBACK, 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
+    """Return distinct ports that are free now, and that nobody else is given while this process runs.
+
+    A socket that is bound but never listens holds each of them; servers set SO_REUSEADDR, and so can listen beside it.
+    """
+    return [_hold() for _ in range(count)]
+
+
+def _hold() -> int:
+    holder = socket.socket()
+    holder.bind((LOOPBACK, 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # set later than that, or others could be given the same port
+    port = int(holder.getsockname()[1])
+    holder.detach()  # it stays open until this process ends
+    return port
