@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lmd_operator.local.ports import free_ports
@@ -41,8 +42,12 @@ def end_of(command: list[str], log: Path, **more: str) -> int:
         try:
             return process.wait(DEADLINE_SECONDS)
         finally:
+            family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            for each in family:  # ranks have sessions of their own
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 @pytest.fixture(scope="session")

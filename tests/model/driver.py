@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch.distributed as dist
+
 from lmd_worker import ranks, selftest
 from lmd_worker.engine.protocol import Engine, Sampling
 from lmd_worker.errors import WorkerError
@@ -55,6 +57,8 @@ def answers(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
         stats = asdict(loaded.engine.stats())
         out.write_text(json.dumps({"results": results, "figures": figures, "failure": loaded.engine.failure(), "stats": stats}))
     loaded.engine.stop(DEADLINE_SECONDS)
+    if dist.is_initialized():
+        dist.destroy_process_group()  # threads of gloo that free a Python tensor while the interpreter ends abort the process
 
 
 def run_wave(engine: Engine, wave: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import tiny_families
 import torch
+import torch.distributed as dist
 import transformers
 
 from lmd_worker import ranks
@@ -55,6 +56,8 @@ def main() -> None:
             results.append({**case, **found})
     if group is not None and group.rank == 0:
         out.write_text(json.dumps(results))
+    if dist.is_initialized():
+        dist.destroy_process_group()  # threads of gloo that free a Python tensor while the interpreter ends abort the process
 
 
 def _settings(directory: Path, case: dict[str, Any], scratch: Path, size: int) -> Settings:

@@ -111,6 +111,7 @@ def on_disk(directory, zero_document, **options):
     return zero_document(root=str(directory), parameters="Disk", **{"bufferParameters": 4_000_000, **options})
 
 
+@pytest.mark.long
 def test_parameters_on_disk_give_the_same_answers(write_scenario, run_driver, run_reference, zero_document, tmp_path):
     """Heads were read off rows that a part on disk does not have, and its bytes counted as half numbers; small parts never go there."""
     if not zero.has_disk_operation():
