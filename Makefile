@@ -19,7 +19,7 @@ serve: $(VENV)/.serve ## Serve MANIFEST on this machine, ask QUESTION, stay up u
 
 test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers and models
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest -m "model and not long"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "model and not long"
 	$(MAKE) --no-print-directory test-cluster
 	$(BIN)/pytest -rs -m node -k example_answers tests/node
 

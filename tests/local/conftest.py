@@ -25,6 +25,7 @@ EXAMPLE = REPOSITORY / "crds" / "examples" / "smollm2.yaml"
 LMD = Path(sys.executable).with_name("lmd")
 START_SECONDS = 300
 END_SECONDS = 60
+SHARED = Path("/dev/shm")
 
 
 def command_line(process: psutil.Process) -> list[str]:
@@ -140,7 +141,7 @@ class Remains:
     """What must be gone with a server: its processes, its folder and what it had in the shared memory."""
 
     def __init__(self) -> None:
-        self._shared = set(os.listdir("/dev/shm"))
+        self._shared = shared_files()
 
     def of(self, serving: Serving) -> Callable[[], None]:
         """Note what a running server has; call what is returned once it has ended."""
@@ -150,9 +151,31 @@ class Remains:
             _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
             assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
             assert not Path(folder).exists()
-            assert set(os.listdir("/dev/shm")) <= self._shared
+            left = shared_files() - self._shared
+            assert not {name for name in left if not is_used(SHARED / name)}, "nobody's, and not removed"
 
         return check
+
+
+def shared_files() -> set[str]:
+    """Return the names of what is in the shared memory."""
+    return set(os.listdir(SHARED))
+
+
+def is_used(file: Path) -> bool:
+    """Whether a running process has a file open or mapped; or it is gone: other tests' servers come and go beside this one."""
+    return any(str(file) in held_files(process.pid) for process in psutil.process_iter()) or not file.exists()
+
+
+def held_files(pid: int) -> set[str]:
+    """Return the paths of what a process has open or mapped, as far as it still runs."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        found |= {line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(os.readlink(entry))
+    return found
 
 
 @pytest.fixture
