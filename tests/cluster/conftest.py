@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,39 +16,13 @@ from lmd_plane.audit import AuditLog
 from lmd_plane.binaries import build
 from lmd_plane.client import Api, eventually
 from lmd_plane.faults import FaultProxy
+from lmd_plane.kubectl import Kubectl
 from lmd_plane.plane import Cluster, Plane, owned
 
 REPOSITORY = Path(__file__).parents[2]
 CRD = REPOSITORY / "crds" / "largemodel.dev_largemodeldeployments.yaml"
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/largemodeldeployments.largemodel.dev"
 NODES = 3
-KUBECTL_SECONDS = 120
-
-
-class Kubectl:
-    """kubectl against one cluster, in one namespace if given."""
-
-    def __init__(self, program: str, kubeconfig: Path, namespace: str | None = None) -> None:
-        self._command = [program, "--kubeconfig", str(kubeconfig), *(["--namespace", namespace] if namespace else [])]
-
-    def run(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Return what it said, whatever its status."""
-        command = [*self._command, *arguments]
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False)
-
-    def __call__(self, *arguments: str, given: str | None = None) -> str:
-        """Return its output; fail with its words unless it succeeds."""
-        answer = self.run(*arguments, given=given)
-        assert answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
-        return answer.stdout
-
-    def json(self, *arguments: str) -> Any:
-        """Return what `get` and its kin find."""
-        return json.loads(self(*arguments, "--output", "json"))
-
-    def apply(self, *objects: dict[str, Any]) -> None:
-        """Apply objects given as plain data."""
-        self("apply", "--filename", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
 
 @pytest.fixture(scope="session")

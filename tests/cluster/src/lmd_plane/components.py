@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,16 @@ class Site:
         return self.folder / "pki"
 
     @property
+    def egress_config(self) -> Path:
+        """How the API server gets to nodes and pods."""
+        return self.folder / "egress.json"
+
+    @property
+    def egress_socket(self) -> Path:
+        """Where a real node's relay answers; nobody does without one."""
+        return self.folder / "egress.sock"
+
+    @property
     def audit_log(self) -> Path:
         """What the API server was asked, a JSON object a line."""
         return self.folder / "audit.log"
@@ -58,6 +69,18 @@ class Site:
     def log(self, component: str) -> Path:
         """Return what a component said."""
         return self.folder / f"{component}.log"
+
+
+def egress(site: Site) -> str:
+    """Return the API server's way to kubelets, pods and Services: by CONNECT over a local socket.
+
+    A real node is in a network namespace that this machine has no route to, and must stay so. Etcd is reached as before.
+    """
+    transport = {"uds": {"udsName": str(site.egress_socket)}}
+    connection = {"proxyProtocol": "HTTPConnect", "transport": transport}
+    selections = [{"name": "cluster", "connection": connection}]
+    document = {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration", "egressSelections": selections}
+    return json.dumps(document, indent=2)
 
 
 def _etcd(site: Site) -> list[str]:
@@ -86,6 +109,11 @@ def _apiserver(site: Site) -> list[str]:
         f"--client-ca-file={site.pki / 'ca.crt'}",
         f"--tls-cert-file={site.pki / 'kube-apiserver.crt'}",
         f"--tls-private-key-file={site.pki / 'kube-apiserver.key'}",
+        f"--egress-selector-config-file={site.egress_config}",
+        f"--kubelet-certificate-authority={site.pki / 'ca.crt'}",
+        f"--kubelet-client-certificate={site.pki / 'kube-apiserver.crt'}",  # the kubelet trusts whom the authority trusts
+        f"--kubelet-client-key={site.pki / 'kube-apiserver.key'}",
+        "--kubelet-preferred-address-types=InternalIP",  # names of nodes are not resolved here
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-account-key-file={site.pki / 'service-accounts.pub'}",
         f"--service-account-signing-key-file={site.pki / 'service-accounts.key'}",

@@ -18,7 +18,7 @@ from lmd_plane import janitor, processes
 from lmd_plane.audit import AuditLog
 from lmd_plane.certificates import Authority, kubeconfig
 from lmd_plane.client import Api, eventually
-from lmd_plane.components import ARGUMENTS, LOOPBACK, NODE_LEASES, SERVER_NAMES, USERS, Site, fake_node
+from lmd_plane.components import ARGUMENTS, LOOPBACK, NODE_LEASES, SERVER_NAMES, USERS, Site, egress, fake_node
 from lmd_plane.errors import PlaneError
 from lmd_plane.ports import free_ports
 from lmd_plane.processes import Identity
@@ -88,6 +88,7 @@ class Plane(Cluster):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         site = Site(folder, *free_ports(3))
         _write_credentials(site)
+        site.egress_config.write_text(egress(site))
         plane = cls(site, binaries, {})
         plane._save()
         for component in ARGUMENTS:

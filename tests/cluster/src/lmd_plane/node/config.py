@@ -143,6 +143,18 @@ def kube_proxy(access: Path) -> str:
     return yaml.safe_dump(document)
 
 
+def api_server_endpoints(port: int) -> dict[str, Any]:
+    """Return what leads pods from the Service `kubernetes` to the relay; the API server itself knows no address for them."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "https", "protocol": "TCP", "port": port}],
+        "endpoints": [{"addresses": [NODE_ADDRESS], "conditions": {"ready": True}}],
+    }
+
+
 def namespace_commands() -> str:
     """Return the shell commands that make the namespace and hold it.
 

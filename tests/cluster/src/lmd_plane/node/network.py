@@ -1,4 +1,4 @@
-"""Into a network namespace: threads that work inside it, and the way from it to the API server."""
+"""Into a network namespace: threads that work inside it, and the ways between it and the API server."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def enter(pid: int) -> None:
 
 
 def listener(pid: int, port: int) -> socket.socket:
-    """Return a socket that listens on loopback inside the namespace of a process."""
+    """Return a socket that listens on every address inside the namespace of a process."""
 
     def listen() -> socket.socket:
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((LOOPBACK, port))
+        listening.bind(("", port))
         listening.listen(64)
         return listening
 
@@ -77,6 +77,37 @@ async def relay(listening: socket.socket, port: int) -> None:
         await server.serve_forever()
 
 
+async def connect(pid: int, path: Path) -> None:
+    """Answer CONNECT on a local socket with connections that begin inside the namespace of a process, for ever."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            host, _, port = head.split()[1].decode().rpartition(":")
+            far_reader, far_writer = await _dial(pid, host, int(port))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            writer.write(f"HTTP/1.1 502 {error}\r\n\r\n".encode())
+            writer.close()
+            return
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+
+    async with await asyncio.start_unix_server(pass_on, path) as server:
+        await server.serve_forever()
+
+
+async def _dial(pid: int, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect from inside the namespace of a process: a socket belongs to the one that it was made in."""
+    dialling = inside(pid, socket.socket)
+    dialling.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(dialling, (host, port))
+    except BaseException:
+        dialling.close()
+        raise
+    return await asyncio.open_connection(sock=dialling)
+
+
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while piece := await reader.read(_PIECE):
@@ -87,9 +118,16 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def main() -> None:
-    """Relay from the namespace of a process to this one: `python -m lmd_plane.node.network PID PORT`."""
-    pid, port = int(sys.argv[1]), int(sys.argv[2])
-    asyncio.run(relay(listener(pid, port), port))
+    """Relay between the namespace of a process and this one: `python -m lmd_plane.node.network PID PORT SOCKET`.
+
+    PORT inside leads to PORT of our own loopback, the API server; who connects to SOCKET gets to addresses inside.
+    """
+    pid, port, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+
+    async def both() -> None:
+        await asyncio.gather(relay(listener(pid, port), port), connect(pid, path))
+
+    asyncio.run(both())
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Node:
 
     def _start(self) -> None:
         site = self.site
-        relay = [str(self._keeper.pid), str(self.plane.site.api_port)]
+        relay = [str(self._keeper.pid), str(self.plane.site.api_port), str(self.plane.site.egress_socket)]
         sources = f"PYTHONPATH={Path(__file__).parents[2]}"
         self._run("relay", ["/usr/bin/env", sources, sys.executable, "-m", "lmd_plane.node.network", *relay], is_inside=False)
         shim_folder = self._binaries["containerd-shim-runc-v2"].parent
@@ -143,6 +143,8 @@ class Node:
         self._run("kubelet", [str(self._binaries["kubelet"]), *kubelet])
         self._run("kube-proxy", [str(self._binaries["kube-proxy"]), f"--config={site.path('kube-proxy.yaml')}"])
         self._wait(self._is_ready, "Ready node", "kubelet")
+        slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+        self.plane.api.create(slices, config.api_server_endpoints(self.plane.site.api_port))
 
     def _run(self, name: str, command: list[str], *, is_inside: bool = True) -> None:
         entered = [_program("nsenter"), f"--net=/proc/{self._keeper.pid}/ns/net", *command] if is_inside else command
