@@ -54,9 +54,10 @@ bench-gpu: $(VENV)/.bench ## Measure what serving costs on one GPU, next to othe
 cluster: $(VENV)/.dev ## Start a real control plane with fake GPU nodes; it prints what to export
 	@$(PLANE) up
 
-node: $(VENV)/.dev ## Add a real node to it that has the worker's image; needs root
+node: $(VENV)/.dev ## Add a real node to it that has both images and some volumes; needs root
 	@images/build-thin
-	@$(PLANE) node --image lmd-worker:thin --name lmd-worker:$(VERSION) --packages $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@ENGINE=buildah ATTEST=no images/build operator
+	@$(PLANE) node --image lmd-worker:thin=lmd-worker:$(VERSION) --image lmd-operator:$(VERSION) --packages $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 images: ## Build the images with docker, podman or buildah
 	images/build operator

@@ -15,6 +15,8 @@ from lmd_plane.node.node import Node
 from lmd_plane.plane import Plane
 
 DEFAULT_NODES = 4
+VOLUMES = 8
+"""Claims that a real node started here can serve, each once: nothing empties a volume for the next claim."""
 
 
 def main() -> int:
@@ -36,7 +38,7 @@ def main() -> int:
                 Plane.down(options.folder)
                 say(f"nothing of {options.folder} is left")
             case "node":
-                _node(options.folder, options.image, options.name, options.packages, say=say)
+                _node(options.folder, options.image, options.packages, say=say)
             case "nodes":
                 Plane.load(options.folder).add_nodes(options.count)
                 say(f"{options.count} nodes are Ready")
@@ -60,13 +62,16 @@ def _up(folder: Path, nodes: int, *, say: Say) -> None:
     print(f"export PATH={binaries['kubectl'].parent}:$PATH")
 
 
-def _node(folder: Path, image: str, name: str, packages: Path | None, *, say: Say) -> None:
+def _node(folder: Path, images: list[str], packages: Path | None, *, say: Say) -> None:
     binaries = build(NODE, say=say)
     node = Node.up(Plane.load(folder), binaries, packages)
     say(f"{NODE_NAME} is Ready")
-    if image:
-        node.load(image, name)
-        say(f"{NODE_NAME} has {name or image}")
+    for image in images:
+        here, _, there = image.partition("=")
+        node.load(here, there)
+        say(f"{NODE_NAME} has {there or here}")
+    node.offer_volumes(VOLUMES)
+    say(f"{NODE_NAME} has volumes for {VOLUMES} claims")
     print(f"nsenter --net=/proc/{node.namespace_pid}/ns/net   # before a command that talks to a Service or a pod")
 
 
@@ -89,9 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, default=DEFAULT_NODES, help="fake nodes of eight GPUs (default: %(default)s)")
     commands.add_parser("down", parents=[place], help="end it and remove its folder")
     commands.add_parser("nodes", parents=[place], help="have this many fake nodes").add_argument("count", type=int)
-    node = commands.add_parser("node", parents=[place], help="add a real node, with an image of buildah's")
-    node.add_argument("--image", default="", help="an image it has")
-    node.add_argument("--name", default="", help="what that image is called there")
+    node = commands.add_parser("node", parents=[place], help="add a real node, with images of buildah's and volumes")
+    node.add_argument("--image", action="append", default=[], help="an image it has, or IMAGE=NAME if it is called NAME there")
     node.add_argument("--packages", type=_absolute, help="a folder of Python packages that containers find")
     for name, words in (
         ("pause", "stop a component where it stands"),

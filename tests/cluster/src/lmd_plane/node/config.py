@@ -19,6 +19,7 @@ NODE_NAME = "real-0"
 NODE_ADDRESS = "10.89.0.1"
 POD_RANGE = "10.244.0.0/24"
 PAUSE_IMAGE = "localhost/lmd-pause:1"
+STORAGE_CLASS = "local"
 PACKAGES_TARGET = "/opt/lmd/lib/python3.11/site-packages"
 """Where an image without Python packages expects them."""
 _DISABLED = (
@@ -152,6 +153,36 @@ def api_server_endpoints(port: int) -> dict[str, Any]:
         "addressType": "IPv4",
         "ports": [{"name": "https", "protocol": "TCP", "port": port}],
         "endpoints": [{"addresses": [NODE_ADDRESS], "conditions": {"ready": True}}],
+    }
+
+
+def storage_class() -> dict[str, Any]:
+    """Return the class of the node's volumes, for claims that name none; a claim gets one when a pod needs it."""
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": STORAGE_CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+
+
+def volume(name: str, folder: Path, size: str, modes: list[str], **spec: Any) -> dict[str, Any]:
+    """Return a volume that is a folder of the node."""
+    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}]}]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": modes,
+            "storageClassName": STORAGE_CLASS,
+            "capacity": {"storage": size},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "local": {"path": str(folder)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
+            **spec,
+        },
     }
 
 

@@ -81,6 +81,15 @@ class Node:
         if pushing.returncode:
             raise PlaneError(f"buildah has no image {image}: build it with images/build")
 
+    def offer_volumes(self, count: int) -> None:
+        """Have this many empty volumes of the default storage class, for a claim each."""
+        self.plane.api.create("/apis/storage.k8s.io/v1/storageclasses", config.storage_class())
+        for index in range(count):
+            folder = self.site.path("volumes") / str(index)
+            folder.mkdir(parents=True)
+            document = config.volume(f"{NODE_NAME}-{index}", folder, "10Gi", ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"])
+            self.plane.api.create("/api/v1/persistentvolumes", document)
+
     def ctr(self, *arguments: str, given: Any = None) -> str:
         """Run containerd's own client; return what it says."""
         command = [str(self._binaries["ctr"]), "--address", str(self.site.socket), "--namespace", "k8s.io", *arguments]
