@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import uuid
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lmd_plane import foreign
 from lmd_plane.audit import AuditLog
 from lmd_plane.binaries import build
 from lmd_plane.client import Api, eventually
@@ -31,10 +31,8 @@ def plane() -> Iterator[Cluster]:
 
     With LMD_TEST_EXISTING_CLUSTER=1 it is the one of KUBECONFIG_TEST or KUBECONFIG; else one of our own, gone afterwards.
     """
-    if os.environ.get("LMD_TEST_EXISTING_CLUSTER") == "1":
-        named = os.environ.get("KUBECONFIG_TEST") or os.environ.get("KUBECONFIG")
-        assert named, "LMD_TEST_EXISTING_CLUSTER=1 needs KUBECONFIG_TEST or KUBECONFIG"
-        kubeconfig = Path(named).absolute()
+    kubeconfig = foreign.kubeconfig()
+    if kubeconfig:
         is_ours = (kubeconfig.parent / "plane.json").exists()
         cluster = Plane.load(kubeconfig.parent) if is_ours else Cluster(kubeconfig)
         if is_ours:

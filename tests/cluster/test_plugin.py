@@ -29,7 +29,7 @@ def test_the_plugin_says_why_and_what_would_change(plane: Cluster, crd: Any, kub
     def lmd(*arguments: str) -> subprocess.CompletedProcess[str]:
         found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": found, "KUBECONFIG": str(plane.kubeconfig)}
-        command = [kubectl._command[0], "lmd", *arguments]
+        command = [kubectl.command[0], "lmd", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
     manifest = yaml.safe_load((ROOT / "crds" / "examples" / "llama-70b.yaml").read_text())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import importlib
-import json
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from lmd_plane import foreign
 from lmd_plane.binaries import NODE, PLANE, build
-from lmd_plane.client import Api, eventually
-from lmd_plane.node import requirements
-from lmd_plane.node.config import NODE_NAME
+from lmd_plane.client import eventually
+from lmd_plane.node import config, requirements
 from lmd_plane.node.node import Node
 from lmd_plane.operators import enrol
 from lmd_plane.plane import owned
+from lmd_plane.service import READY_SECONDS, Result, Service, fields
 
 from lmd_operator.api.parse import parse
 from lmd_operator.local.models import cache_directory, models_directory
@@ -39,68 +40,38 @@ from lmd_operator.version import VERSION
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / "largemodel.dev_largemodeldeployments.yaml"
 EXAMPLE = ROOT / "crds" / "examples" / "smollm2.yaml"
+MODEL = "smollm2-135m-instruct"
 IMAGE = f"lmd-worker:{VERSION}"
-READY_SECONDS = 300
-"""To a ready pod on a machine that does other things too; twenty on one that does not."""
 
 
 def say(words: str) -> None:
     print(words, file=sys.__stderr__, flush=True)
 
 
-@dataclass(frozen=True)
-class Service:
-    """One LargeModelDeployment on the node, and everything of it that a test looks at."""
+@dataclass(frozen=True, kw_only=True)
+class OwnService(Service):
+    """A service on the node, which tests may look into."""
 
     node: Node
-    namespace: str
-    name: str = "smollm2"
 
-    @property
-    def api(self) -> Api:
-        return self.node.plane.api
-
-    @property
-    def path(self) -> str:
-        return f"/apis/largemodel.dev/v1alpha1/namespaces/{self.namespace}/largemodeldeployments/{self.name}"
+    @contextmanager
+    def reached(self) -> Iterator[str]:
+        yield self.url()
 
     def url(self) -> str:
         """The Service's address; names are not resolved here."""
         address = self.api.get(f"/api/v1/namespaces/{self.namespace}/services/{self.name}")["spec"]["clusterIP"]
         return f"http://{address}/v1"
 
-    def pods(self) -> list[dict[str, Any]]:
-        """The pods that are not going."""
-        found = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=largemodel.dev/deployment%3D{self.name}")["items"]
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    def inside(self, work: Callable[[], Result]) -> Result:
+        return self.node.inside(work)
 
-    def all_pods(self) -> list[dict[str, Any]]:
-        """The pods, those that are going too."""
-        found = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=largemodel.dev/deployment%3D{self.name}")["items"]
-        return list(found)
-
-    def condition(self, kind: str) -> dict[str, Any]:
-        conditions = self.api.get(self.path).get("status", {}).get("conditions", [])
-        return next((each for each in conditions if each["type"] == kind), {})
-
-    def is_ready(self) -> bool:
-        """Whether the object says that all replicas of its newest spec answer."""
-        document = self.api.get(self.path)
-        status = document.get("status", {})
-        conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
-        is_current = status.get("observedGeneration") == document["metadata"]["generation"]
-        return bool(is_current and conditions.get("Ready") == "True" and conditions.get("Reconciling") == "False")
+    def log(self, pod: str, container: str) -> str:
+        return self.node.log(self.namespace, pod, container)
 
     def wait_ready(self) -> None:
-        try:
-            eventually(self.is_ready, "Ready object", seconds=READY_SECONDS)
-            eventually(lambda: self.node.inside(self._is_reached), "way to the Service")
-        except BaseException:
-            for pod in self.all_pods():
-                say(json.dumps(pod.get("status"), indent=1))
-                for container in ("front-door", "worker"):
-                    say(self.node.log(self.namespace, pod["metadata"]["name"], container)[-4000:])
-            raise
+        super().wait_ready()
+        eventually(lambda: self.inside(self._is_reached), "way to the Service")
 
     def _is_reached(self) -> bool:
         """Whether the node's rules lead to a pod already; they follow the endpoints by a moment."""
@@ -110,14 +81,23 @@ class Service:
     def processes(self, pod: Mapping[str, Any], container: str = "worker") -> list[psutil.Process]:
         return self.node.container_processes(pod["metadata"]["uid"], container)
 
-    def restarts(self, pod: Mapping[str, Any], container: str = "worker") -> int:
-        status = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}")["status"]
-        statuses = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
-        return int(next(each["restartCount"] for each in statuses if each["name"] == container))
+    def first_process(self, pod: Mapping[str, Any]) -> dict[str, str]:
+        return fields(Path(f"/proc/{self.processes(pod)[0].pid}/status").read_text())
+
+
+def example(namespace: str, **spec: Any) -> dict[str, Any]:
+    """The example with weights from the claim."""
+    document = yaml.safe_load(EXAMPLE.read_text())
+    document["metadata"]["namespace"] = namespace
+    claim = {"claimName": "models", "path": MODEL}
+    document["spec"] |= {"model": {"source": {"persistentVolumeClaim": claim}}, **spec}
+    return dict(document)
 
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
+    if foreign.kubeconfig():
+        pytest.skip("looks into a node, so it must be one that these tests started")
     reason, is_whole = requirements.missing(), os.environ.get("LMD_FULL_IMAGE") == "1"
     if not reason and not is_whole and sys.version_info[:2] != (3, 11):
         reason = "the worker's image has Python 3.11, and this environment's packages are for another"
@@ -149,32 +129,21 @@ def make_claim(node: Node) -> Callable[[str, str, Path], None]:
     """Make a claim that is bound to a folder of the node."""
 
     def make(namespace: str, name: str, folder: Path) -> None:
-        volume = f"{name}-{namespace}"
-        terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}]}]
-        shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": "local"}
-        node.plane.api.create(
-            "/api/v1/persistentvolumes",
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": volume},
-                "spec": {
-                    **shared,
-                    "capacity": {"storage": "1Gi"},
-                    "persistentVolumeReclaimPolicy": "Retain",
-                    "claimRef": {"namespace": namespace, "name": name},
-                    "local": {"path": str(folder)},
-                    "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
-                },
-            },
-        )
+        volume, modes = f"{name}-{namespace}", ["ReadOnlyMany"]
+        reserved = {"claimRef": {"namespace": namespace, "name": name}}
+        node.plane.api.create("/api/v1/persistentvolumes", config.volume(volume, folder, "1Gi", modes, **reserved))
         node.plane.api.create(
             f"/api/v1/namespaces/{namespace}/persistentvolumeclaims",
             {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
                 "metadata": {"name": name},
-                "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}},
+                "spec": {
+                    "accessModes": modes,
+                    "storageClassName": config.STORAGE_CLASS,
+                    "volumeName": volume,
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
             },
         )
 
@@ -199,17 +168,13 @@ def namespace(node: Node, weights: Path, make_claim: Callable[[str, str, Path], 
 
 
 @pytest.fixture
-def serve(node: Node, namespace: str) -> Iterator[Callable[..., Service]]:
+def serve(node: Node, namespace: str) -> Iterator[Callable[..., OwnService]]:
     """Create the example with weights from the claim; it is gone afterwards."""
-    made: list[Service] = []
+    made: list[OwnService] = []
 
-    def create(*, wait: bool = True, **spec: Any) -> Service:
-        document = yaml.safe_load(EXAMPLE.read_text())
-        document["metadata"]["namespace"] = namespace
-        claim = {"claimName": "models", "path": "smollm2-135m-instruct"}
-        document["spec"] |= {"model": {"source": {"persistentVolumeClaim": claim}}, **spec}
-        service = Service(node, namespace)
-        service.api.create(service.path.rpartition("/")[0], document)
+    def create(*, wait: bool = True, **spec: Any) -> OwnService:
+        service = OwnService(api=node.plane.api, namespace=namespace, node=node)
+        service.api.create(service.path.rpartition("/")[0], example(namespace, **spec))
         made.append(service)
         if wait:
             service.wait_ready()
@@ -219,6 +184,17 @@ def serve(node: Node, namespace: str) -> Iterator[Callable[..., Service]]:
     for service in made:
         service.api.delete(service.path)
         eventually(lambda service=service: not service.all_pods(), "end of the pods", seconds=READY_SECONDS)
+
+
+@pytest.fixture
+def serve_anywhere(request: pytest.FixtureRequest, weights: Path) -> Iterator[Callable[[], Service]]:
+    """As `serve`; with LMD_TEST_EXISTING_CLUSTER=1 on the cluster of KUBECONFIG_TEST or KUBECONFIG, with nothing else of it."""
+    kubeconfig = foreign.kubeconfig()
+    if kubeconfig is None:
+        yield request.getfixturevalue("serve")
+        return
+    with foreign.guest(kubeconfig, weights / MODEL, IMAGE, say) as guest:
+        yield lambda: guest.serve(example(guest.namespace))
 
 
 @pytest.fixture
@@ -241,7 +217,7 @@ def secret(node: Node, namespace: str) -> Callable[..., None]:
 def reference(weights: Path) -> Callable[[str, int], str]:
     """What one process with plain transformers answers to a question."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-    folder = weights / "smollm2-135m-instruct"
+    folder = weights / MODEL
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 

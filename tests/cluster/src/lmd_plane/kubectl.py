@@ -16,14 +16,14 @@ KUBECTL_SECONDS = 120
 
 
 class Kubectl:
-    """kubectl against one cluster, in one namespace if given."""
+    """kubectl against one cluster, in one namespace if given; `command` is what comes before its arguments."""
 
     def __init__(self, program: str, kubeconfig: Path, namespace: str | None = None) -> None:
-        self._command = [program, "--kubeconfig", str(kubeconfig), *(["--namespace", namespace] if namespace else [])]
+        self.command = [program, "--kubeconfig", str(kubeconfig), *(["--namespace", namespace] if namespace else [])]
 
     def run(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         """Return what it said, whatever its status."""
-        command = [*self._command, *arguments]
+        command = [*self.command, *arguments]
         return subprocess.run(command, input=given, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False)
 
     def __call__(self, *arguments: str, given: str | None = None) -> str:
@@ -43,7 +43,7 @@ class Kubectl:
     @contextmanager
     def forwarded(self, target: str, port: int) -> Iterator[int]:
         """Lead a port of loopback to a port of `pod/NAME` or `service/NAME` for the length of the block."""
-        command = [*self._command, "port-forward", "--address", LOOPBACK, target, f":{port}"]
+        command = [*self.command, "port-forward", "--address", LOOPBACK, target, f":{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 words = process.stdout.readline() if process.stdout else ""
