@@ -275,10 +275,12 @@ def _live_through_everything(api: Api, namespace: str) -> None:
     api.patch(one, {"spec": {"model": {"source": hub, "cache": {"claimName": "models", "onDelete": "Delete"}}}})
     jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
     eventually(lambda: len(api.get(jobs)["items"]) == 2, "two Jobs")
+    (fetching,) = [job["metadata"]["name"] for job in api.get(jobs)["items"] if not job["spec"]["suspend"]]
     api.patch(one, {"spec": {"model": {"source": {"huggingFace": {"revision": "v2"}}}}})
+    eventually(lambda: api.request("GET", f"{jobs}/{fetching}").status == 404, "end of the Job that fetched the old model")
     eventually(lambda: len(api.get(jobs)["items"]) == 3, "Jobs of two models, and one that fetches")
     api.delete(one)
-    eventually(lambda: not any(job["spec"]["suspend"] for job in api.get(jobs)["items"]), "start of the removal", seconds=90)
+    eventually(lambda: not any(job["spec"]["suspend"] for job in api.get(jobs)["items"]), "start of the removal", seconds=180)
 
 
 @pytest.mark.parametrize("mode", ["cluster", "namespaced"])
