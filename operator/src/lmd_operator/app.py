@@ -49,6 +49,8 @@ RELEASE_SECONDS = 3.0
 """What giving the lease back may take at the end; a successor can wait for it to expire."""
 GHOST_CHECK_SECONDS = 300.0
 TIDY_SECONDS = 5.0
+NEWS_SECONDS = 0.5
+"""How long news of children wait for more: a pod and its Deployment tell what they become in a burst, and one look is enough for it."""
 STORM_RECONCILES = 200
 """After so many, memory is given back as soon as nothing was done between two looks."""
 
@@ -128,7 +130,7 @@ class App:
 
     def _child_changed(self, record: Record, is_gone: bool) -> None:
         if record.owner:
-            self.queue.add((record.namespace, record.owner))
+            self.queue.add_after((record.namespace, record.owner), NEWS_SECONDS)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
