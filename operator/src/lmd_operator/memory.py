@@ -14,8 +14,8 @@ from lmd_operator.resources.desired import Desired
 from lmd_operator.transitions import Told
 
 MADE_KEPT_SECONDS = 20.0
-MADE_KEPT = 2048
-"""Objects whose `owner` and `made` are kept at most: 24 KiB each."""
+MADE_KEPT = 1024
+"""Objects whose `owner` and `made` are kept at most: 27 KiB each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,7 @@ def test_a_change_that_overtakes_the_answer_to_a_write_is_drift(is_overtaken: bo
     child = Child.of(_service("a", 0, ports=[80]))
 
     def live(version: int, **spec: Any) -> dict[str, Any]:
-        document = json.loads(child.sent()) | {"spec": spec}
+        document = json.loads(child.content) | {"spec": spec}
         owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
         return document | {"metadata": document["metadata"] | {"resourceVersion": str(version), "ownerReferences": [owner]}}
 
@@ -321,7 +321,7 @@ class TakenApi:
 def test_a_name_that_turns_out_to_be_taken_is_looked_at_before_it_is_written(owner: str | None, raised: str | None, applied: int) -> None:
     cache, _ = _cache()
     child = Child.of(_service("a", 0, ports=[80]))
-    live = json.loads(child.sent())
+    live = json.loads(child.content)
     live["metadata"] |= {"resourceVersion": "5", "labels": {} if owner else live["metadata"]["labels"]}
     if owner:
         live["metadata"]["ownerReferences"] = [{"kind": "LargeModelDeployment", "name": "small", "uid": owner, "controller": True}]
