@@ -21,6 +21,8 @@ from lmd_operator.observed import DeploymentState, JobState, PodState, deploymen
 
 Document = dict[str, Any]
 State = DeploymentState | JobState | PodState
+_ROLLOUT = "deployment.kubernetes.io/revision"
+"""Annotation that Kubernetes itself puts on every Deployment once it has made a ReplicaSet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,11 @@ def record(kind: Kind, document: Document, known: Record | None = None) -> Recor
 
 
 def owned_fields(document: Document) -> Document:
-    """Return what a manifest can set of an object: no status, no bookkeeping of the API server."""
+    """Return what a manifest can set of an object: no status, no bookkeeping of Kubernetes, which is no change of anybody's."""
     metadata = document.get("metadata", {})
     kept = {key: metadata[key] for key in ("labels", "annotations", "ownerReferences") if metadata.get(key)}
+    if _ROLLOUT in kept.get("annotations", {}):
+        kept["annotations"] = {key: value for key, value in kept["annotations"].items() if key != _ROLLOUT}
     return {"metadata": kept, **{key: value for key, value in document.items() if key not in ("apiVersion", "kind", "metadata", "status")}}
 
 
