@@ -33,7 +33,7 @@ from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.resources.inspection import inspecting
 from lmd_operator.settings import Settings
 from lmd_operator.status import Observed, flips, refused, summarize, undecided
-from lmd_operator.transitions import transitions
+from lmd_operator.transitions import Told, transitions
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,13 @@ class Reconciler:
             raise
         memory.status_at = self._clock()
         self._parents.put(written, is_own=True)
-        return Result(current=status, news=transitions(previous, status, self._texts(parent, previous), self._texts(parent, status)))
+        return Result(current=status, news=self._news(parent, previous, status))
+
+    def _news(self, parent: Parent, previous: Status, status: Status) -> list[Told]:
+        """Return what to tell; the rendered files are only looked up where there are two of them to compare."""
+        if previous.revision.updated in ("", status.revision.updated):
+            return transitions(previous, status)
+        return transitions(previous, status, self._texts(parent, previous), self._texts(parent, status))
 
     def _texts(self, parent: Parent, status: Status) -> dict[str, str] | None:
         """Return the rendered files of a status' revision, while their ConfigMap is kept."""
