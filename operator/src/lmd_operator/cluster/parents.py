@@ -73,7 +73,7 @@ class Parents:
         old = self._parents.get(key)
         if old is not None and old.version >= version_number(metadata["resourceVersion"]):  # also of a predecessor of the same name
             return
-        new = _parent(document)
+        new = _parent(document, old)
         self._parents[key] = new
         if old is None or _identity(old) != _identity(new) or (not is_own and old.told != new.told):
             self._changed(key)
@@ -90,20 +90,28 @@ def _identity(parent: Parent) -> tuple[str, int, bool]:
     return parent.uid, parent.generation, parent.is_going
 
 
-def _parent(document: dict[str, Any]) -> Parent:
+def _parent(document: dict[str, Any], known: Parent | None) -> Parent:
+    """Return the object; what `known` holds compressed of its generation already is not compressed again."""
     metadata = document["metadata"]
-    kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata}
-    content = {"apiVersion": document["apiVersion"], "kind": document["kind"], "metadata": kept, "spec": document.get("spec", {})}
+    generation = metadata.get("generation", 0)
+    is_known = known is not None and (known.uid, known.generation) == (metadata["uid"], generation)
     return Parent(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         version=version_number(metadata["resourceVersion"]),
-        generation=metadata.get("generation", 0),
+        generation=generation,
         is_going=bool(metadata.get("deletionTimestamp")),
-        content=zlib.compress(to_json(content), level=1),
+        content=known.content if known is not None and is_known else _content(document),
         told=zlib.compress(to_json(document.get("status") or {}), level=1),
     )
+
+
+def _content(document: dict[str, Any]) -> bytes:
+    metadata = document["metadata"]
+    kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata}
+    content = {"apiVersion": document["apiVersion"], "kind": document["kind"], "metadata": kept, "spec": document.get("spec", {})}
+    return zlib.compress(to_json(content), level=1)
 
 
 @lru_cache(maxsize=64)
