@@ -52,7 +52,7 @@ TIDY_SECONDS = 5.0
 NEWS_SECONDS = 0.5
 """How long news of children wait for more: a pod and its Deployment tell what they become in a burst, and one look is enough for it."""
 STORM_RECONCILES = 200
-"""After so many, memory is given back as soon as nothing was done between two looks."""
+"""After so many, memory is given back as soon as nothing large is kept of any object any more."""
 
 
 class App:
@@ -159,14 +159,13 @@ class App:
 
     async def _tidy(self) -> None:
         """Drop what is kept only for objects that are worked on, and give memory back when a storm is over."""
-        last = given = 0
+        given = 0
         while True:
             await asyncio.sleep(TIDY_SECONDS)
             self._reconciler.lately.tidy()
-            last, is_at_rest = self._reconciled, self._reconciled == last
-            if is_at_rest and last - given >= STORM_RECONCILES:
+            if self._reconciled - given >= STORM_RECONCILES and self._reconciler.lately.is_empty:
                 loop.give_back()
-                given = last
+                given = self._reconciled
 
     async def _work(self) -> None:
         while True:

@@ -72,6 +72,11 @@ class Lately:
         self._clock = clock
         self._memories: OrderedDict[tuple[str, str], tuple[Memory, float]] = OrderedDict()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no object was worked on lately."""
+        return not self._memories
+
     def add(self, key: tuple[str, str], memory: Memory) -> None:
         """Note that an object is worked on now."""
         self._memories[key] = memory, self._clock()

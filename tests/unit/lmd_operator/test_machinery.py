@@ -489,4 +489,7 @@ def test_objects_nobody_worked_on_for_a_while_lose_what_is_large() -> None:
     assert early.made is not None
     now[0] = MADE_KEPT_SECONDS
     lately.tidy()
-    assert (early.made, late.made is None) == (None, False)
+    assert (early.made, late.made is None, lately.is_empty) == (None, False, False)
+    now[0] = 2 * MADE_KEPT_SECONDS
+    lately.tidy()
+    assert (late.made, lately.is_empty) == (None, True)
