@@ -24,7 +24,7 @@ test: $(VENV)/.dev ## Run all tests: everything of `check`, and the real servers
 	$(BIN)/pytest -rs -m node -k example_answers tests/node
 
 test-cluster: $(VENV)/.dev ## Run the tests that need a control plane, and one of each kind of fault
-	$(BIN)/pytest -n 2 -m cluster
+	$(BIN)/pytest -n 4 --dist worksteal -m cluster
 
 test-long: $(VENV)/.bench ## Run the variants of model tests that shorter ones stand for in `test`
 	$(BIN)/pytest -m long
