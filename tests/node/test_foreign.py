@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from lmd_plane import foreign
 from lmd_plane.errors import PlaneError
+from lmd_plane.node.config import STORAGE_CLASS
 
 pytestmark = pytest.mark.node
 
@@ -24,7 +25,7 @@ def test_a_guest_says_what_is_missing_and_leaves_nothing(node, tmp_path: Path) -
         with pytest.raises(PlaneError, match=remedy), foreign.guest(access, tmp_path, "lmd-nobody:1", print):
             pass
     finally:
-        api.delete(f"{CLASSES}/local")
+        api.delete(f"{CLASSES}/{STORAGE_CLASS}")
     names = {each["metadata"]["name"] for each in api.get("/api/v1/namespaces")["items"]}
     assert not {name for name in names if name.startswith(foreign.PREFIX)}
     assert [each["metadata"]["uid"] for each in api.get(foreign.CRDS)["items"]] == [each["metadata"]["uid"] for each in definitions]

@@ -91,24 +91,24 @@ def _identity(parent: Parent) -> tuple[str, int, bool]:
 
 
 def _parent(document: dict[str, Any], known: Parent | None) -> Parent:
-    """Return the object; what `known` holds compressed of its generation already is not compressed again."""
     metadata = document["metadata"]
-    generation = metadata.get("generation", 0)
-    is_known = known is not None and (known.uid, known.generation) == (metadata["uid"], generation)
     return Parent(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         version=version_number(metadata["resourceVersion"]),
-        generation=generation,
+        generation=metadata.get("generation", 0),
         is_going=bool(metadata.get("deletionTimestamp")),
-        content=known.content if known is not None and is_known else _content(document),
+        content=_content(document, known),
         told=zlib.compress(to_json(document.get("status") or {}), level=1),
     )
 
 
-def _content(document: dict[str, Any]) -> bytes:
+def _content(document: dict[str, Any], known: Parent | None) -> bytes:
+    """Return the spec, compressed; what `known` holds of the same generation is not compressed again."""
     metadata = document["metadata"]
+    if known is not None and (known.uid, known.generation) == (metadata["uid"], metadata.get("generation", 0)):
+        return known.content
     kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata}
     content = {"apiVersion": document["apiVersion"], "kind": document["kind"], "metadata": kept, "spec": document.get("spec", {})}
     return zlib.compress(to_json(content), level=1)
