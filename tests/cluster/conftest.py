@@ -68,8 +68,7 @@ def audit(own_plane: Plane) -> AuditLog:
 def namespace(api: Api) -> Iterator[str]:
     """A fresh namespace, in which pods can be created; deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    eventually(lambda: api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
+    api.create_namespace(name)
     yield name
     eventually(lambda: api.delete(f"/api/v1/namespaces/{name}"), "answer of the API server")
 

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from lmd_plane import foreign
 from lmd_plane.binaries import NODE, PLANE, build
-from lmd_plane.client import eventually
+from lmd_plane.client import RESTRICTED, eventually
 from lmd_plane.node import config, requirements
 from lmd_plane.node.node import Node
 from lmd_plane.operators import enrol
@@ -154,9 +154,7 @@ def make_claim(node: Node) -> Callable[[str, str, Path], None]:
 def namespace(node: Node, weights: Path, make_claim: Callable[[str, str, Path], None]) -> Iterator[str]:
     """A namespace that enforces the restricted standard, with a claim for the models, looked after by an operator."""
     api, name = node.plane.api, f"test-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-    eventually(lambda: api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
+    api.create_namespace(name, **RESTRICTED)
     make_claim(name, "models", weights)
     operator = enrol(node.plane, "operator", name, node.plane.site.folder)
     operator.launcher = ("nsenter", f"--net=/proc/{node.namespace_pid}/ns/net")  # as in a pod: it asks replicas what their ranks run

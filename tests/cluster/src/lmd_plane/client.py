@@ -21,6 +21,8 @@ from lmd_plane.errors import OverdueError, PlaneError, RefusedError
 T = TypeVar("T")
 REQUEST_SECONDS = 60.0
 POLL_SECONDS = 0.1
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+"""Labels of a namespace that enforces the strictest of the pod security standards."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Api:
     def create(self, path: str, body: object) -> Any:
         """Create an object and return it. Raises `RefusedError` unless it was taken."""
         return self._expect(self.request("POST", path, body), "POST", path)
+
+    def create_namespace(self, name: str, **labels: str) -> None:
+        """Create a namespace and wait until pods can be created in it. Raises `RefusedError` unless it was taken."""
+        self.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        eventually(lambda: self.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
 
     def patch(self, path: str, body: object, *, content_type: str = "application/merge-patch+json") -> Any:
         """Merge into an object and return it. Raises `RefusedError` unless it was taken."""

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lmd_plane.binaries import Say, build
-from lmd_plane.client import Api, eventually
+from lmd_plane.client import RESTRICTED, Api, eventually
 from lmd_plane.components import LOOPBACK
 from lmd_plane.errors import OverdueError, PlaneError
 from lmd_plane.kubectl import Kubectl
@@ -153,10 +153,8 @@ def _definition(api: Api) -> Iterator[None]:
 @contextmanager
 def _namespace(api: Api, name: str) -> Iterator[None]:
     """Have a namespace that enforces the restricted standard for the length of the block."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     try:
-        eventually(lambda: api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
+        api.create_namespace(name, **RESTRICTED)
         yield
     finally:
         api.delete(f"/api/v1/namespaces/{name}")
