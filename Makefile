@@ -47,6 +47,7 @@ soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
 	$(BIN)/python tests/bench/worker_bench.py
 	$(BIN)/python tests/bench/prefill_bench.py
+	$(BIN)/python tests/bench/reduction_bench.py
 
 bench-gpu: $(VENV)/.bench ## Measure what serving costs on one GPU, next to other ways and to its memory's speed; no JVM
 	$(BIN)/python tests/bench/gpu_bench.py
