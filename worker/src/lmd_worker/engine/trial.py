@@ -19,9 +19,10 @@ from lmd_worker.engine.pages import Pages
 from lmd_worker.engine.schedule import Arrival, Batch, Schedule
 from lmd_worker.ranks import Group
 
-_LENGTHS = (3, 40, 1, 17)
-_STEPS = 3
-_CHUNK = 20
+_PROMPTS = ((3, 3), (40, 2), (1, 2), (17, 2))
+"""Tokens of each prompt, and how many of its answer; with `_CHUNK`, three turns hold all there is: a prompt cut in two, a token of an
+answer beside pieces of prompts, requests of different lengths in one bunch and a token that reads what the one before it wrote."""
+_CHUNK = 32
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """How far scores may be off, as a part of their spread. Rounding is a tenth of that; a wrong mask or cache is off by about 1."""
 _LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -45,7 +46,7 @@ def objection(config: Any) -> str:
 def compare(model: Any, group: Group, pages: Pages, *, vocabulary_size: int) -> str:
     """Return why this model's answers need another engine, the same sentence on every rank, or nothing.
 
-    At most 4 prompts of 40 tokens and 3 steps each, computed twice. Leaves the model and the cache as they were. Every rank must call it.
+    At most 4 prompts of 40 tokens and 3 more each, computed twice. Leaves the model and the cache as they were. Every rank must call it.
     """
     before = model.config._attn_implementation
     try:
@@ -58,12 +59,12 @@ def compare(model: Any, group: Group, pages: Pages, *, vocabulary_size: int) -> 
 
 
 def _compare(model: Any, group: Group, pages: Pages, vocabulary_size: int) -> str:
-    steps = min(_STEPS, pages.shape.context_tokens - 1)
-    prompts = [
-        [(7 * place + 11 * number + 3) % vocabulary_size for place in range(min(length, pages.shape.context_tokens - steps))]
-        for number, length in enumerate(_LENGTHS)
-    ]
-    answers = [[(5 * place + 13 * number + 2) % vocabulary_size for place in range(steps)] for number in range(len(prompts))]
+    context_tokens = pages.shape.context_tokens
+    prompts, answers = [], []
+    for number, (length, steps) in enumerate(_PROMPTS):
+        steps = min(steps, context_tokens - 1)
+        prompts.append([(7 * place + 11 * number + 3) % vocabulary_size for place in range(min(length, context_tokens - steps))])
+        answers.append([(5 * place + 13 * number + 2) % vocabulary_size for place in range(steps)])
     expected = _alone(model, prompts, answers, group.device)
     core = Core(model, Schedule(pages, group.device))
     try:
@@ -104,9 +105,11 @@ def _together(core: Core, prompts: Sequence[Sequence[int]], forced: Sequence[Seq
         for place in leaving:
             del number_in[place]
         free = [place for place in range(core.schedule.pages.shape.concurrency) if place not in number_in]
-        arrivals = [Arrival(place, prompts[waiting[index]]) for index, place in enumerate(free[:1]) if waiting]
-        for arrival in arrivals:  # one a turn, so that they are never in step
-            number_in[arrival.place], taken[arrival.place] = waiting.pop(0), 0
+        arrivals = []
+        for place, number in zip(free, waiting[: len(free)], strict=False):
+            number_in[place], taken[place] = number, 0
+            arrivals.append(Arrival(place, prompts[number]))
+        del waiting[: len(arrivals)]
         core.settle(Turn(chosen, leaving))
         core.schedule.begin(arrivals)
         batch = core.schedule.plan(_CHUNK)
