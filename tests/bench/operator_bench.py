@@ -46,7 +46,6 @@ from lmd_operator.settings import Settings  # noqa: E402
 
 EXAMPLE = REPOSITORY / "crds" / "examples" / "smollm2.yaml"
 CRD = REPOSITORY / "crds" / "largemodel.dev_largemodeldeployments.yaml"
-CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/largemodeldeployments.largemodel.dev"
 RESULTS = Path(__file__).parent / "results" / "operator.json"
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 READS = frozenset({"get", "list"})
@@ -413,10 +412,7 @@ async def bench(objects: list[int], output: Path, say: Callable[[str], None]) ->
     loads: list[float] = []
     output.parent.mkdir(parents=True, exist_ok=True)
     with owned(build(say=say)) as plane:
-        query = {"fieldManager": "bench", "force": "true"}
-        crd = yaml.safe_load(CRD.read_text())
-        plane.api.request("PATCH", CRD_PATH, crd, content_type="application/apply-patch+yaml", query=query)
-        eventually(lambda: plane.api.get(LARGE_MODEL_DEPLOYMENT.path("default")), "CRD")
+        plane.api.define(yaml.safe_load(CRD.read_text()))
         for number in objects:
             loads.append(os.getloadavg()[0])
             rows.append(await measure(plane, number, sum(objects[: len(rows)]), say))

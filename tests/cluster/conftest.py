@@ -21,7 +21,6 @@ from lmd_plane.plane import Cluster, Plane, owned
 
 REPOSITORY = Path(__file__).parents[2]
 CRD = REPOSITORY / "crds" / "largemodel.dev_largemodeldeployments.yaml"
-CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/largemodeldeployments.largemodel.dev"
 NODES = 3
 
 
@@ -84,17 +83,7 @@ def kubectl(plane: Cluster, namespace: str) -> Kubectl:
 @pytest.fixture(scope="session")
 def crd(api: Api) -> dict[str, Any]:
     """Our CRD as the API server has it: applied, Established, and structural."""
-    query = {"fieldManager": "tests", "force": "true", "fieldValidation": "Strict"}
-    answer = api.request("PATCH", CRD_PATH, yaml.safe_load(CRD.read_text()), content_type="application/apply-patch+yaml", query=query)
-    assert answer.status in (200, 201), answer.message
-
-    def established() -> dict[str, Any] | None:
-        found: dict[str, Any] = api.get(CRD_PATH)
-        conditions = {each["type"]: each for each in found.get("status", {}).get("conditions") or []}
-        assert "NonStructuralSchema" not in conditions, conditions["NonStructuralSchema"]["message"]
-        return found if conditions.get("Established", {}).get("status") == "True" else None
-
-    return eventually(established, "Established CRD")
+    return api.define(yaml.safe_load(CRD.read_text()))
 
 
 @pytest.fixture

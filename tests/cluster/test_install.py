@@ -16,7 +16,7 @@ import pytest
 import yaml
 from lmd_plane.audit import AuditLog, Entry
 from lmd_plane.binaries import build
-from lmd_plane.client import Api, eventually
+from lmd_plane.client import DEFINITIONS, Api, eventually
 from lmd_plane.plane import Cluster
 
 from lmd_operator.local.ports import free_ports
@@ -27,7 +27,6 @@ CHART = ROOT / "charts" / "lmd-operator"
 EXAMPLE = ROOT / "crds" / "examples" / "smollm2.yaml"
 GROUP = "/apis/largemodel.dev/v1alpha1"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RELEASE = "lmd-operator"
 NEVER_SENT = {("largemodel.dev", "largemodeldeployments/finalizers", "update")}
 Helm = Callable[..., str]
@@ -60,7 +59,7 @@ def released(helm: Helm, api: Api, crd: Document) -> Iterator[Callable[..., str]
     yield install
     helm("uninstall", RELEASE, "--ignore-not-found")
     # the next release, of another namespace, takes the CRD over; nothing of this one may be in its way
-    assert crd["metadata"]["name"] == api.get(f"{CRDS}/{crd['metadata']['name']}")["metadata"]["name"]
+    assert crd["metadata"]["name"] == api.get(f"{DEFINITIONS}/{crd['metadata']['name']}")["metadata"]["name"]
 
 
 def _restrict(api: Api, namespace: str) -> None:
@@ -82,7 +81,7 @@ def test_a_release_lives_and_ends_and_the_crd_stays(api: Api, namespace: str, he
     deployments = f"/apis/apps/v1/namespaces/{namespace}/deployments/{RELEASE}"
     assert api.get(deployments)["status"]["readyReplicas"] == 2
     before = {pod["metadata"]["name"] for pod in api.get(f"/api/v1/namespaces/{namespace}/pods")["items"]}
-    crd = api.get(f"{CRDS}/largemodeldeployments.largemodel.dev")
+    crd = api.get(f"{DEFINITIONS}/largemodeldeployments.largemodel.dev")
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
     changes = ("--set", "settings.workers=8", "--set", "replicas=1")
@@ -98,7 +97,7 @@ def test_a_release_lives_and_ends_and_the_crd_stays(api: Api, namespace: str, he
     helm("uninstall", RELEASE, "--wait")
     assert api.request("GET", deployments).status == 404
     assert api.request("GET", f"{RBAC}/clusterroles/{namespace}-{RELEASE}").status == 404
-    kept = api.get(f"{CRDS}/largemodeldeployments.largemodel.dev")
+    kept = api.get(f"{DEFINITIONS}/largemodeldeployments.largemodel.dev")
     assert kept["metadata"]["uid"] == crd["metadata"]["uid"]
     assert "deletionTimestamp" not in kept["metadata"]
 

@@ -112,9 +112,7 @@ def node() -> Iterator[Node]:
         began = time.monotonic()
         node.load(IMAGE if is_whole else "lmd-worker:thin", IMAGE)
         say(f"the image was loaded in {time.monotonic() - began:.0f} s")
-        definition = yaml.safe_load(CRD.read_text())
-        plane.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        eventually(lambda: plane.api.get("/apis/largemodel.dev/v1alpha1"), "API of the CRD")
+        plane.api.define(yaml.safe_load(CRD.read_text()))
         yield node
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lmd_plane import foreign
+from lmd_plane.client import DEFINITIONS
 from lmd_plane.errors import PlaneError
 from lmd_plane.node.config import STORAGE_CLASS
 
@@ -16,7 +17,7 @@ CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 
 def test_a_guest_says_what_is_missing_and_leaves_nothing(node, tmp_path: Path) -> None:
     api, access = node.plane.api, node.plane.kubeconfig
-    definitions = api.get(foreign.CRDS)["items"]
+    definitions = api.get(DEFINITIONS)["items"]
     with pytest.raises(PlaneError, match="no default StorageClass"), foreign.guest(access, tmp_path, "lmd-nobody:1", print):
         pass
     node.offer_volumes(1)
@@ -28,4 +29,4 @@ def test_a_guest_says_what_is_missing_and_leaves_nothing(node, tmp_path: Path) -
         api.delete(f"{CLASSES}/{STORAGE_CLASS}")
     names = {each["metadata"]["name"] for each in api.get("/api/v1/namespaces")["items"]}
     assert not {name for name in names if name.startswith(foreign.PREFIX)}
-    assert [each["metadata"]["uid"] for each in api.get(foreign.CRDS)["items"]] == [each["metadata"]["uid"] for each in definitions]
+    assert [each["metadata"]["uid"] for each in api.get(DEFINITIONS)["items"]] == [each["metadata"]["uid"] for each in definitions]

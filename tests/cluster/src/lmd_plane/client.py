@@ -23,6 +23,9 @@ REQUEST_SECONDS = 60.0
 POLL_SECONDS = 0.1
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 """Labels of a namespace that enforces the strictest of the pod security standards."""
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+NEW_DEFINITION_SECONDS = 2.0
+"""While a definition is newer, the API server holds every creation of its objects up for as long (customresource_handler.go)."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,29 @@ class Api:
         """Create a namespace and wait until pods can be created in it. Raises `RefusedError` unless it was taken."""
         self.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         eventually(lambda: self.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "default service account")
+
+    def define(self, definition: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply a custom resource definition; return it as the server has it, once its objects are taken without delay.
+
+        Raises `RefusedError` unless it was taken, and `PlaneError` when its schema is not structural.
+        """
+        path = f"{DEFINITIONS}/{definition['metadata']['name']}"
+        query = {"fieldManager": "tests", "force": "true", "fieldValidation": "Strict"}
+        answer = self.request("PATCH", path, definition, content_type="application/apply-patch+yaml", query=query)
+        self._expect(answer, "PATCH", path)
+
+        def established() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get(path)
+            conditions = {each["type"]: each for each in found.get("status", {}).get("conditions") or []}
+            if "NonStructuralSchema" in conditions:
+                raise PlaneError(conditions["NonStructuralSchema"]["message"])
+            return found if conditions.get("Established", {}).get("status") == "True" else None
+
+        found = eventually(established, f"establishing {path}")
+        if answer.status == http.HTTPStatus.CREATED:
+            since = time.monotonic()
+            eventually(lambda: time.monotonic() - since > NEW_DEFINITION_SECONDS, f"age of {path}")
+        return found
 
     def patch(self, path: str, body: object, *, content_type: str = "application/merge-patch+json") -> Any:
         """Merge into an object and return it. Raises `RefusedError` unless it was taken."""

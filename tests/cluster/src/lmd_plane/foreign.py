@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lmd_plane.binaries import Say, build
-from lmd_plane.client import RESTRICTED, Api, eventually
+from lmd_plane.client import DEFINITIONS, RESTRICTED, Api, eventually
 from lmd_plane.components import LOOPBACK
 from lmd_plane.errors import OverdueError, PlaneError
 from lmd_plane.kubectl import Kubectl
@@ -28,7 +28,6 @@ from lmd_plane.service import Result, Service, fields
 ROOT = Path(__file__).parents[4]
 CHART = ROOT / "charts" / "lmd-operator"
 CRD = ROOT / "crds" / "largemodel.dev_largemodeldeployments.yaml"
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 CLAIM = "models"
 PREFIX = "lmd-test-"
 """Of the namespaces that guests make."""
@@ -137,13 +136,12 @@ def _require_welcome(api: Api) -> None:
 def _definition(api: Api) -> Iterator[None]:
     """Have the CRD for the length of the block; one that was there before stays as it was."""
     definition = yaml.safe_load(CRD.read_text())
-    path = f"{CRDS}/{definition['metadata']['name']}"
+    path = f"{DEFINITIONS}/{definition['metadata']['name']}"
     if api.request("GET", path).status == 200:
         yield
         return
-    api.create(CRDS, definition)
     try:
-        eventually(lambda: api.get("/apis/largemodel.dev/v1alpha1"), "API of the CRD")
+        api.define(definition)
         yield
     finally:
         api.delete(path)
