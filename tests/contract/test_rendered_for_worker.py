@@ -26,7 +26,7 @@ from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.settings import Settings as OperatorSettings
-from lmd_worker import bootstrap, custom, haproxy, mounts, rundir
+from lmd_worker import bootstrap, custom, haproxy, mounts, probes, rundir
 from lmd_worker import environment as worker_environment
 from lmd_worker import front_door as worker_front_door
 from lmd_worker.__main__ import COMMANDS
@@ -233,6 +233,8 @@ def test_the_pod_runs_commands_that_the_worker_has() -> None:
     ]
     assert all(command[0] == names.WORKER_COMMAND and len(command) == 2 for command in called)
     assert {command[1] for command in called} <= COMMANDS.keys()
+    probe = container["startupProbe"]
+    assert min(probe["periodSeconds"], probe["timeoutSeconds"]) > probes.STARTED_SECONDS, "it ends before it is given up or asked again"
 
 
 @pytest.fixture(scope="module")

@@ -265,7 +265,9 @@ def test_the_front_door_starts_first_and_ends_last(pod: Pod) -> None:
     front_door = pod["initContainers"][-1]
     assert front_door["restartPolicy"] == "Always", "what Kubernetes takes as a sidecar"
     assert front_door["image"] == pod["containers"][0]["image"]
-    assert front_door["startupProbe"]["httpGet"] == front_door["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 8405}
+    assert "startupProbe" not in front_door, "the worker would wait for its success"
+    assert front_door["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 8405}
+    assert front_door["livenessProbe"]["initialDelaySeconds"] == 30
     assert front_door["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 8405}
 
 

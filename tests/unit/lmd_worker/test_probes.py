@@ -108,12 +108,29 @@ def server(environment: Environment) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
+class Clock:
+    """Time that passes only in sleeps."""
+
+    def __init__(self, on_sleep: Callable[[int], None] = lambda _: None) -> None:
+        self.now, self.sleeps, self.on_sleep = 0.0, 0, on_sleep
+
+    def sleep(self, duration: float) -> None:
+        self.now += duration
+        self.sleeps += 1
+        self.on_sleep(self.sleeps)
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_a_rank_that_dies_while_loading_ends_the_container(
     frontend: FakeFrontend, environment: Environment, server: subprocess.Popen[bytes]
 ) -> None:
     """No liveness is asked before the start-up probe has succeeded: a container whose model was refused stayed for half an hour."""
     frontend.answers[MODEL_PATH] = FakeFrontend.model("UNLOADING")
-    assert probes.started(environment) == Finding(False, "workers of m: UNLOADING")
+    clock = Clock()
+    assert probes.started(environment, sleep=clock.sleep, clock=clock) == Finding(False, "workers of m: UNLOADING")
+    assert clock.now == probes.STARTED_SECONDS
     assert server.poll() is None, "it loads"
     frontend.answers["/ping"] = (500, "{}")
     assert probes.started(environment) == Finding(False, "/ping answered 500")
@@ -126,8 +143,21 @@ def test_a_loaded_model_and_a_frontend_that_says_nothing_end_nobody(
 ) -> None:
     assert probes.started(environment) == Finding(True, "workers of m: READY")
     frontend.server.server_close()
-    assert not probes.started(environment).good
+    clock = Clock()
+    assert not probes.started(environment, sleep=clock.sleep, clock=clock).good
     assert server.poll() is None
+
+
+def test_a_model_that_is_loaded_while_a_probe_waits_is_told_at_once(frontend: FakeFrontend, environment: Environment) -> None:
+    """Two seconds from one probe to the next were two seconds that a loaded model got no requests."""
+    frontend.answers[MODEL_PATH] = FakeFrontend.model("UNLOADING")
+
+    def load(_: int) -> None:
+        frontend.answers[MODEL_PATH] = FakeFrontend.model("READY")
+
+    clock = Clock(load)
+    assert probes.started(environment, sleep=clock.sleep, clock=clock) == Finding(True, "workers of m: READY")
+    assert clock.now == probes.STARTED_POLL_SECONDS
 
 
 def test_a_process_that_only_has_the_number_of_the_frontend_is_not_ended(frontend: FakeFrontend, environment: Environment) -> None:
@@ -196,21 +226,6 @@ def test_a_frontend_that_is_gone_is_neither_ready_nor_alive(tmp_path: Path) -> N
     assert probes.alive(environment) == Finding(False, f"reading {config}: No such file or directory")
     config.write_text("inference_address=https://x")
     assert probes.alive(environment).line == "config.properties: inference_address is 'https://x'; give http://127.0.0.1:PORT."
-
-
-class Clock:
-    """Time that passes only in sleeps."""
-
-    def __init__(self, on_sleep: Callable[[int], None] = lambda _: None) -> None:
-        self.now, self.sleeps, self.on_sleep = 0.0, 0, on_sleep
-
-    def sleep(self, duration: float) -> None:
-        self.now += duration
-        self.sleeps += 1
-        self.on_sleep(self.sleeps)
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_drain_waits_for_what_runs_and_for_what_is_queued(

@@ -25,6 +25,9 @@ DRAIN_POLL_SECONDS = 0.3
 DRAINED_LOOKS = 3
 """Zero in flight this often in a row: one look can fall between a request's queue and its rank."""
 QUEUED_LOOK_SECONDS = 1.0
+STARTED_SECONDS = 2.5
+"""How long one start-up probe waits for the model: shorter than its period and its timeout, in resources/pod_template.py."""
+STARTED_POLL_SECONDS = 0.25
 FRONTEND_CLASS = b"org.pytorch.serve.ModelServer"
 NOT_LOADED = "StartupTimeout"
 """Begins the last words of a container that was ended before its model was loaded; the operator knows it."""
@@ -54,22 +57,24 @@ def ready(environment: Environment) -> Finding:
     return Finding("READY" in states, f"workers of {environment.model_name}: {', '.join(states) or 'none'}")
 
 
-def started(environment: Environment) -> Finding:
-    """Tell whether the model is loaded. Where a rank has died while loading it never will be, and the frontend is ended.
+def started(
+    environment: Environment, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+) -> Finding:
+    """Tell whether the model is loaded, as soon as it is, within `STARTED_SECONDS`.
 
-    Until this has succeeded once the kubelet does not ask whether the container is alive, and it gives a model as long as the largest
-    one on the slowest volume needs.
+    Where a rank has died while loading it never will be, and the frontend is ended. Until this has succeeded once the kubelet does not
+    ask whether the container is alive, and it gives a model as long as the largest one on the slowest volume needs.
     """
-    finding = ready(environment)
-    if finding.good:
-        return finding
-    try:
-        health = _health(environment)
-    except _CannotTellError:
-        return finding
-    if not health.good:
-        _end_frontend(environment)
-        return health
+    end = clock() + STARTED_SECONDS
+    while not (finding := ready(environment)).good:
+        with contextlib.suppress(_CannotTellError):
+            health = _health(environment)
+            if not health.good:
+                _end_frontend(environment)
+                return health
+        if clock() >= end:
+            break
+        sleep(STARTED_POLL_SECONDS)
     return finding
 
 

@@ -92,7 +92,7 @@ backend $backend
     http-check connect port $management_port linger
     http-check send meth GET uri /models/$model ver HTTP/1.1 hdr host localhost hdr connection close
     http-check expect rstring "\\"status\\": \\"READY\\""
-    default-server check inter 1s fastinter 500ms downinter 1s fall 2 rise 1
+    default-server check inter 1s fastinter 500ms downinter 500ms fall 2 rise 1
     server worker 127.0.0.1:$inference_port maxconn $places
 
 defaults

@@ -32,6 +32,8 @@ from lmd_operator.settings import Settings
 API_KEYS_VOLUME = "api-keys"
 RESOURCES = V1ResourceRequirements(requests={"cpu": "20m", "memory": "64Mi"}, limits={"memory": "256Mi"})
 """HAProxy and the process that looks after it hold 25 MiB at rest."""
+START_SECONDS = 30
+"""What HAProxy may take to start on a busy node; it takes half a second on an idle one."""
 
 
 def front_door_container(deployment: LargeModelDeployment, settings: Settings, layout: Layout) -> V1Container:
@@ -55,9 +57,9 @@ def front_door_container(deployment: LargeModelDeployment, settings: Settings, l
             V1ContainerPort(name=PORT_API, container_port=layout.api_port, protocol="TCP"),
             V1ContainerPort(name=PORT_OPERATIONS, container_port=layout.operations_port, protocol="TCP"),
         ],
-        startup_probe=_probe("/livez", layout, period_seconds=1, failures=60),
-        readiness_probe=_probe("/readyz", layout, period_seconds=2, failures=1),
-        liveness_probe=_probe("/livez", layout, period_seconds=5, failures=3),
+        readiness_probe=_probe("/readyz", layout, period_seconds=1, failures=1),
+        # no start-up probe: the worker, which loads for longer than HAProxy starts, would wait a second or two for its success
+        liveness_probe=_probe("/livez", layout, period_seconds=5, failures=3, initial_delay_seconds=START_SECONDS),
         resources=RESOURCES,
         security_context=security.of_container(),
         termination_message_policy="FallbackToLogsOnError",
@@ -65,10 +67,11 @@ def front_door_container(deployment: LargeModelDeployment, settings: Settings, l
     )
 
 
-def _probe(path: str, layout: Layout, period_seconds: int, failures: int) -> V1Probe:
+def _probe(path: str, layout: Layout, period_seconds: int, failures: int, initial_delay_seconds: int | None = None) -> V1Probe:
     """Ask the front door over HTTP; by number, as a sidecar's ports have no names everywhere."""
     return V1Probe(
         http_get=V1HTTPGetAction(path=path, port=layout.operations_port),
+        initial_delay_seconds=initial_delay_seconds,
         period_seconds=period_seconds,
         timeout_seconds=3,
         failure_threshold=failures,

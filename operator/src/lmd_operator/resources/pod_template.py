@@ -52,7 +52,8 @@ from lmd_operator.resources.front_door import API_KEYS_VOLUME, front_door_contai
 from lmd_operator.resources.volumes import weights_volume
 from lmd_operator.settings import Settings
 
-STARTUP_PERIOD_SECONDS = 2
+STARTUP_PERIOD_SECONDS = 3
+"""One probe waits for the model for most of it, and says at once when it is loaded."""
 READINESS_PERIOD_SECONDS = 5
 LIVENESS_PERIOD_SECONDS = 2
 GRACE_MARGIN_SECONDS = 15
