@@ -32,10 +32,10 @@ import yaml
 from worker_bench import (
     COLUMNS,
     CONTEXT_TOKENS,
+    DOCUMENTS,
     NAME,
     REQUESTS,
     ROOT,
-    WARM_UP,
     Answer,
     Figures,
     ask,
@@ -44,11 +44,11 @@ from worker_bench import (
     crowd,
     figures,
     generate_batch,
-    prompts,
     served,
     session,
     table,
     transformers_served,
+    warm_up,
 )
 
 from lmd_operator.api.v1alpha1 import LargeModelDeployment
@@ -83,7 +83,7 @@ class Case:
 
     def prompts(self, streams: int) -> list[str]:
         """Return what is asked for this number of streams, the same of all ways, in whole rounds."""
-        return prompts(max(REQUESTS // streams, ROUNDS) * streams, streams)
+        return DOCUMENTS.prompts(max(REQUESTS // streams, ROUNDS) * streams, streams)
 
     def tokens_before(self, streams: int) -> float:
         """Return how many tokens are before the one that is made, on average; a word is a token."""
@@ -113,7 +113,7 @@ def prepare(case: Case) -> dict[str, Any]:
     import torch
 
     case.weights.parent.mkdir(parents=True, exist_ok=True)
-    random_models.write(case.shape, case.weights, " ".join(prompts(REQUESTS)).split(), case.device)
+    random_models.write(case.shape, case.weights, " ".join(DOCUMENTS.prompts(REQUESTS)).split(), case.device)
     weight_bytes, cache_bytes = random_models.bytes_a_step(case.shape)
     return {
         "device": torch.cuda.get_device_name(0) if case.device == "cuda" else "CPU",
@@ -138,7 +138,7 @@ def engine(case: Case) -> tuple[Rows, dict[int, dict[str, list[str]]]]:
     for streams in case.streams:
         asked = case.prompts(streams)
         texts = [tokenizer(prompt)["input_ids"] for prompt in asked]
-        call(loaded.engine, texts[:1], 1, case.answer_tokens)
+        call(loaded.engine, [tokenizer(text)["input_ids"] for text in warm_up(streams)], streams, case.answer_tokens)
         rows[streams], tokens = call(loaded.engine, texts, streams, case.answer_tokens)
         answers[streams] = {prompt: tokenizer.convert_ids_to_tokens(made) for prompt, made in zip(asked, tokens, strict=True)}
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
@@ -161,7 +161,8 @@ def torchserve(case: Case, answers: Mapping[int, Mapping[str, Sequence[str]]]) -
             return answer
 
         row = await crowd(one, case.prompts(streams), streams)
-        del said[WARM_UP]
+        for text in warm_up(streams):
+            del said[text]
         return {**row, SAME: round(statistics.mean(said[prompt] == answers[streams][prompt] for prompt in said), 3)}
 
     with frontend_stand_in.worker({"PYTHONPATH": str(case.model_directory)}) as sock:

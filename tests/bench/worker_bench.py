@@ -1,8 +1,8 @@
 """What serving costs: tokens a second and the time to each, through TorchServe, next to the same engine called directly,
 to `transformers serve --continuous-batching`, and to plain `generate` one request after the other.
 
-Every way serves the same model to the same prompts on the same cores, one after the other. A stream is a client that
-sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
+Every way serves the same model to the same prompts on the same cores, one after the other, warm: an answer to each client goes before.
+A stream is a client that sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"
 NAME = "bench"
 CONTEXT_TOKENS = 512
-ANSWER_TOKENS = 48
 REQUESTS = 16
 """At least this many a measurement, so that few streams are measured over several answers."""
 ROUNDS = 3
@@ -49,6 +48,32 @@ WARM_UP = "warm up"
 COLUMNS = ("tokens_per_second", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p99_ms")
 
 Figures = dict[str, float]
+Counted = dict[int, Figures]
+"""By the number of streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What clients ask for: prompts of so many words, and answers of so many tokens."""
+
+    least_words: int
+    most_words: int
+    answer_tokens: int
+
+    def prompts(self, count: int, streams: int = 1) -> list[str]:
+        """Return prompts, the same every time.
+
+        All begin differently, also those for other numbers of streams, so that no cache of beginnings has a part in it.
+        """
+        spread = self.most_words - self.least_words + 1
+        turned = (WORDS[index * 7 % len(WORDS) :] + WORDS for index in range(count))
+        cut = (words[: self.least_words + index * 53 % spread] for index, words in enumerate(turned))
+        return [f"Story {streams}.{index}: {' '.join(words)}" for index, words in enumerate(cut)]
+
+
+DOCUMENTS = Mix(8, 200, 48)
+"""Mostly reading: a prompt has three times the tokens of its answer on average."""
+MIXES = {"documents": DOCUMENTS, "questions": Mix(4, 24, 64)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +83,6 @@ class Answer:
     asked: float
     came: Sequence[float]
     tokens: int
-
-
-def prompts(count: int, streams: int = 1) -> list[str]:
-    """Return prompts of 8 to 200 words, the same every time.
-
-    All begin differently, also those for other numbers of streams, so that no cache of beginnings has a part in it.
-    """
-    turned = (WORDS[index * 7 % len(WORDS) :] + WORDS for index in range(count))
-    return [f"Story {streams}.{index}: " + " ".join(words[: 8 + (index * 53) % 193]) for index, words in enumerate(turned)]
 
 
 def requests(streams: int) -> int:
@@ -92,14 +108,19 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-async def drive(url: str, streams: int, extra: dict[str, Any]) -> Figures:
+async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
+    wanted = {"max_tokens": mix.answer_tokens, **extra}
     async with session() as connections:
-        return await crowd(lambda prompt: ask(connections, url, prompt, extra), prompts(requests(streams), streams), streams)
+        return await crowd(lambda prompt: ask(connections, url, prompt, wanted), mix.prompts(requests(streams), streams), streams)
+
+
+def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
+    return {name: {count: asyncio.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
 
 
 async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], streams: int) -> Figures:
-    """Let so many clients ask for these texts, each for its next when its last answer is whole, after one answer to warm up."""
+    """Let so many clients ask for these texts, each for its next when its last answer is whole, after one answer each to warm up."""
     waiting = iter(texts)
     answers: list[Answer] = []
 
@@ -107,10 +128,14 @@ async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], s
         for text in waiting:
             answers.append(await one(text))
 
-    await one(WARM_UP)
+    await asyncio.gather(*map(one, warm_up(streams)))
     began = time.monotonic()
     await asyncio.gather(*(client() for _ in range(streams)))
     return figures(answers, time.monotonic() - began)
+
+
+def warm_up(streams: int) -> list[str]:
+    return [f"{WARM_UP} {streams}.{index}" for index in range(streams)]
 
 
 def session() -> aiohttp.ClientSession:
@@ -120,8 +145,8 @@ def session() -> aiohttp.ClientSession:
 
 
 async def ask(connections: aiohttp.ClientSession, url: str, prompt: str, extra: dict[str, Any]) -> Answer:
-    """Stream one greedy completion and note when its pieces come."""
-    body = {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True, **extra}
+    """Stream one greedy completion of `max_tokens` in `extra` and note when its pieces come."""
+    body = {"prompt": prompt, "temperature": 0, "stream": True, **extra}
     asked, came, tokens = time.monotonic(), [], 0
     async with connections.post(url, json=body) as response:
         if response.status != 200:
@@ -137,20 +162,20 @@ async def ask(connections: aiohttp.ClientSession, url: str, prompt: str, extra: 
     return Answer(asked, came, tokens or len(came))
 
 
-def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[int, Figures]:
+def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[str, Counted]:
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "bench.yaml"
         manifest.write_text(yaml.safe_dump(served(ranks, max(streams), CONTEXT_TOKENS)))
         with started([str(BIN / "lmd"), "serve", str(manifest), "--port", "0", "--models", str(models)], r"base URL (\S+?),") as address:
             base = f"{address}/predictions/{NAME}/1.0/v1/completions"
             wanted = {"model": NAME, "stream_options": {"include_usage": True}}
-            return {count: asyncio.run(drive(base, count, wanted)) for count in streams}
+            return driven(base, streams, wanted)
 
 
-def transformers_serve(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+def transformers_serve(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     path = models / MODEL
     with transformers_served(path, *cpu_cache(max(streams)), "--device", "cpu", "--dtype", "float32") as url:
-        return {count: asyncio.run(drive(url, count, {"model": str(path)})) for count in streams}
+        return driven(url, streams, {"model": str(path)})
 
 
 def cpu_cache(streams: int) -> list[str]:
@@ -170,7 +195,7 @@ def transformers_served(path: Path, *options: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1/completions"
 
 
-def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     """Call the engine in this process, without frontend, routes or text."""
     from transformers import AutoTokenizer
 
@@ -186,15 +211,18 @@ def engine(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
     }
     loaded = loading.load(Settings.from_model_config(NAME, models, {"handler": handler}))
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
-    results = {}
-    for count in streams:
-        texts = [tokenizer(prompt)["input_ids"] for prompt in prompts(requests(count), count)]
-        results[count], _ = call(loaded.engine, texts, count)
+
+    def called(mix: Mix, count: int) -> Figures:
+        first, texts = ([tokenizer(text)["input_ids"] for text in asked] for asked in (warm_up(count), mix.prompts(requests(count), count)))
+        call(loaded.engine, first, count, mix.answer_tokens)
+        return call(loaded.engine, texts, count, mix.answer_tokens)[0]
+
+    results = {name: {count: called(mix, count) for count in streams} for name, mix in MIXES.items()}
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
     return results
 
 
-def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: int = ANSWER_TOKENS) -> tuple[Figures, list[list[int]]]:
+def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: int) -> tuple[Figures, list[list[int]]]:
     """Call an engine in this process as so many clients would; return the figures and the tokens that answer each text."""
     calls = _Calls(engine, texts, answer_tokens)
     began = time.monotonic()
@@ -242,19 +270,24 @@ class _Calls:
         return list(self._tokens.values())
 
 
-def generate(models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     """Answer one request after the other with plain `generate`: what a handler without an engine does, however many clients wait."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
     model = AutoModelForCausalLM.from_pretrained(models / MODEL, dtype=torch.float32)
-    began = time.monotonic()
-    answers = []
-    for prompt in prompts(REQUESTS):
-        came = generate_batch(model, tokenizer(prompt, return_tensors="pt"), ANSWER_TOKENS)
-        answers.append(Answer(began, came, ANSWER_TOKENS))  # all asked at the start
-    return dict.fromkeys(streams, figures(answers, time.monotonic() - began))
+
+    def answer(text: str, tokens: int) -> list[float]:
+        return generate_batch(model, tokenizer(text, return_tensors="pt"), tokens)
+
+    def one_by_one(mix: Mix) -> Figures:
+        answer(WARM_UP, mix.answer_tokens)
+        began = time.monotonic()
+        answers = [Answer(began, answer(text, mix.answer_tokens), mix.answer_tokens) for text in mix.prompts(REQUESTS)]
+        return figures(answers, time.monotonic() - began)  # all asked at the start
+
+    return {name: dict.fromkeys(streams, one_by_one(mix)) for name, mix in MIXES.items()}
 
 
 def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int) -> list[float]:
@@ -277,16 +310,17 @@ def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int) ->
     return times.came[1:]  # the first piece is the prompt
 
 
-IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[int, Figures]]] = {"engine": engine, "generate": generate}
+IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[str, Counted]]] = {"engine": engine, "generate": generate}
 
 
-def apart(name: str, models: Path, streams: Sequence[int]) -> dict[int, Figures]:
+def apart(name: str, models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     """Run one of `IN_PROCESS` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         command = [sys.executable, __file__, "--only", name, "--models", str(models), "--output", str(out), "--streams"]
         subprocess.run([*command, *map(str, streams)], check=True)
-        return {int(count): row for count, row in json.loads(out.read_text()).items()}
+        found = json.loads(out.read_text())
+        return {mix: {int(count): row for count, row in rows.items()} for mix, rows in found.items()}
 
 
 @contextmanager
@@ -366,11 +400,13 @@ def main() -> int:
         "transformers_serve": transformers_serve(options.models, options.streams),
         "generate": apart("generate", options.models, options.streams),
     }
-    by_count = {str(count): {way: rows[count] for way, rows in results.items()} for count in options.streams}
+    by_count = {mix: {str(count): {way: rows[mix][count] for way, rows in results.items()} for count in options.streams} for mix in MIXES}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(by_count, indent=2) + "\n")
-    print(f"{MODEL}, float32, {os.cpu_count()} cores, load average before: {load:.1f}; answers of {ANSWER_TOKENS} tokens\n")
-    print(table(results))
+    print(f"{MODEL}, float32, {os.cpu_count()} cores, load average before: {load:.1f}")
+    for name, mix in MIXES.items():
+        print(f"\n{name}: prompts of {mix.least_words} to {mix.most_words} words, answers of {mix.answer_tokens} tokens\n")
+        print(table({way: rows[name] for way, rows in results.items()}))
     return 0
 
 
