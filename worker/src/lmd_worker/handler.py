@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from lmd_worker.sessions import Sessions
 from lmd_worker.settings import Settings
 from lmd_worker.transport import Context
 from lmd_worker.watch import Watch
+
+SWITCH_SECONDS = 0.0005
+"""How long rank 0's engine waits, at every operation of a turn, for a thread that speaks with clients to hand the interpreter over."""
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,7 @@ class TextGeneration:
             ),
             count_changed=lambda count: _tell_drain(run_directory, count),
         )
+        sys.setswitchinterval(SWITCH_SECONDS)
         exporter = Exporter(model_name, loaded.engine, lambda: sessions.refused)
         watcher.attend(loaded.engine.failure, sessions.cancel_if_silent, exporter.publish)
         log.info("Model loaded: model=%s ranks=%d context_tokens=%d", model_name, len(loaded.reports), loaded.engine.context_tokens)
