@@ -31,7 +31,6 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests" / "cluster" / "src"))
 
 from lmd_plane.binaries import build  # noqa: E402 - lmd_plane is no installed package
-from lmd_plane.client import eventually  # noqa: E402
 from lmd_plane.plane import Plane, owned  # noqa: E402
 from lmd_plane.processes import MARK  # noqa: E402
 
@@ -302,9 +301,7 @@ async def measure(plane: Plane, number: int, before: int, say: Callable[[str], N
     """Measure with so many objects beside those of earlier measurements, whose pods stay."""
     namespaces = [f"bare-{number}", f"bench-{number}"]
     for name in namespaces:
-        plane.api.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    for name in namespaces:
-        eventually(lambda name=name: plane.api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"), "account")  # type: ignore[misc]
+        plane.api.create_namespace(name)
     plane.add_nodes(math.ceil(2 * (before + number) / PODS_PER_NODE))
     connection = administrator(plane)
     log = plane.site.folder / "operator.log"

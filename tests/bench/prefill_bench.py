@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from worker_bench import BIN, MODEL, NAME, ROOT, WARM_UP, WORDS, Answer, ask, percentile, served, session, started
+from worker_bench import BIN, DOCUMENTS, MODEL, NAME, ROOT, WARM_UP, WORDS, Answer, ask, percentile, served, session, started
 
 RESULTS = ROOT / "tests" / "bench" / "results" / "prefill.json"
 CONTEXT_TOKENS = 2048
@@ -35,7 +35,7 @@ async def interrupt(url: str, extra: dict[str, Any]) -> tuple[list[Answer], list
     is_over = asyncio.Event()
 
     async with session() as connections:
-        await ask(connections, url, WARM_UP, {**extra, "max_tokens": 48})
+        await ask(connections, url, WARM_UP, {**extra, "max_tokens": DOCUMENTS.answer_tokens})
 
         async def client(index: int) -> None:
             while not is_over.is_set():

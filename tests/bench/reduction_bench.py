@@ -10,9 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -27,7 +25,7 @@ WAYS = ("usual", "batch")
 
 
 def measure(way: str) -> float:
-    """Return milliseconds a reduction and the work before it, in a thread as the engine's."""
+    """Return milliseconds a reduction and the work before it."""
     if way == "batch":
         ranks._wake_without_preempting()
     dist.init_process_group("gloo")
@@ -49,14 +47,6 @@ def measure(way: str) -> float:
     return seconds / REDUCTIONS * 1000
 
 
-def in_thread(work: Callable[[], float]) -> float:
-    found: list[float] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
 def started(way: str, size: int) -> float:
     """Return what rank 0 of so many ranks measures."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -72,7 +62,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.way is not None:
         torch.set_num_threads(1)
-        milliseconds = in_thread(lambda: measure(options.way))
+        milliseconds = measure(options.way)
         if os.environ["RANK"] == "0":
             print(milliseconds)
         return 0

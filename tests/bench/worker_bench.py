@@ -212,10 +212,12 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     loaded = loading.load(Settings.from_model_config(NAME, models, {"handler": handler}))
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
 
+    def asked(texts: Sequence[str], mix: Mix, count: int) -> Figures:
+        return call(loaded.engine, [tokenizer(text)["input_ids"] for text in texts], count, mix.answer_tokens)[0]
+
     def called(mix: Mix, count: int) -> Figures:
-        first, texts = ([tokenizer(text)["input_ids"] for text in asked] for asked in (warm_up(count), mix.prompts(requests(count), count)))
-        call(loaded.engine, first, count, mix.answer_tokens)
-        return call(loaded.engine, texts, count, mix.answer_tokens)[0]
+        asked(warm_up(count), mix, count)
+        return asked(mix.prompts(requests(count), count), mix, count)
 
     results = {name: {count: called(mix, count) for count in streams} for name, mix in MIXES.items()}
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
