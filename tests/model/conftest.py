@@ -25,7 +25,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c1
 
 def environment(**more: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LMD_RUN_DIR"}}
-    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", **more}
+    always = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONFAULTHANDLER": "1", "HF_HUB_OFFLINE": "1"}
+    return {**inherited, **always, **more}
 
 
 def run(command: list[str], log: Path, **more: str) -> None:

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch.distributed as dist
-
 from lmd_worker import ranks, selftest
 from lmd_worker.engine.protocol import Engine, Sampling
 from lmd_worker.errors import WorkerError
@@ -28,6 +26,7 @@ from lmd_worker.handler import TextGeneration
 from lmd_worker.loading import load
 from lmd_worker.settings import Settings
 from lmd_worker.strategies import autotp
+from lmd_worker.watch import end_process
 
 DEADLINE_SECONDS = 300
 
@@ -57,8 +56,7 @@ def answers(settings: Settings, scenario: dict[str, Any], out: Path) -> None:
         stats = asdict(loaded.engine.stats())
         out.write_text(json.dumps({"results": results, "figures": figures, "failure": loaded.engine.failure(), "stats": stats}))
     loaded.engine.stop(DEADLINE_SECONDS)
-    if dist.is_initialized():
-        dist.destroy_process_group()  # threads of gloo that free a Python tensor while the interpreter ends abort the process
+    end_process(0)  # as a worker's rank: a thread of gloo that frees a Python tensor while the interpreter ends aborts the process
 
 
 def run_wave(engine: Engine, wave: list[dict[str, Any]]) -> dict[str, Any]:

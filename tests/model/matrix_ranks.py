@@ -15,7 +15,6 @@ from typing import Any
 
 import tiny_families
 import torch
-import torch.distributed as dist
 import transformers
 
 from lmd_worker import ranks
@@ -24,6 +23,7 @@ from lmd_worker.errors import WorkerError
 from lmd_worker.loading import load
 from lmd_worker.settings import Settings
 from lmd_worker.shape import ModelShape
+from lmd_worker.watch import end_process
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [40, 41, 42], [100]]
 STEPS = 8
@@ -56,8 +56,7 @@ def main() -> None:
             results.append({**case, **found})
     if group is not None and group.rank == 0:
         out.write_text(json.dumps(results))
-    if dist.is_initialized():
-        dist.destroy_process_group()  # threads of gloo that free a Python tensor while the interpreter ends abort the process
+    end_process(0)  # as a worker's rank: a thread of gloo that frees a Python tensor while the interpreter ends aborts the process
 
 
 def _settings(directory: Path, case: dict[str, Any], scratch: Path, size: int) -> Settings:
