@@ -7,26 +7,31 @@ small records; what they are made of is decided by `lmd_operator.cluster.records
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from lmd_operator.cluster.kinds import Kind
+from lmd_operator.cluster.packing import Packer
 from lmd_operator.cluster.records import Record, record, version_number
 
+ECHOES = 256
+"""Own writes whose news the watch may still bring; of an older one the news are read again, and known."""
 Changed = Callable[[Record, bool], None]
 """Told the record, and whether it is gone."""
 
 
 class Cache:
-    """Records of one kind, by namespace and name, with an index by owner."""
+    """Records of one kind, by namespace and name, with the names of each owner's."""
 
     def __init__(self, kind: Kind, changed: Changed) -> None:
         self.kind = kind
         self._changed = changed
         self._records: dict[tuple[str, str], Record] = {}
-        self._by_owner: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+        self._names: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._packer = Packer()
+        self._written: deque[int] = deque(maxlen=ECHOES)
 
     def get(self, namespace: str, name: str) -> Record | None:
         """Return what is known of one object."""
@@ -34,7 +39,7 @@ class Cache:
 
     def of(self, namespace: str, owner: str) -> list[Record]:
         """Return the records that belong to one of our objects, by name."""
-        return [self._records[key] for key in sorted(self._by_owner.get((namespace, owner), ()))]
+        return [self._records[namespace, name] for name in self._names.get((namespace, owner), ())]
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records.values())
@@ -54,11 +59,17 @@ class Cache:
         # also of a predecessor of the same name; before anything is made of it, as each own write comes back by the watch
         if old is not None and old.version >= version_number(metadata.get("resourceVersion", "")):
             return old
-        new = record(self.kind, document, old)
+        new = record(self.kind, document, self._packer, old)
+        if is_own:
+            self._written.append(new.version)
         self._store(key, new)
         if not is_own and (old is None or replace(old, version=new.version) != new):
             self._changed(new, False)
         return new
+
+    def is_echo(self, version: int) -> bool:
+        """Return whether news of this version tell what the answer to an own write has told; versions are unique in a cluster."""
+        return version in self._written
 
     def remove(self, namespace: str, name: str, uid: str) -> None:
         """Forget an object that is gone; a successor of the same name stays."""
@@ -78,15 +89,18 @@ class Cache:
                 self.remove(*key, known.uid)
 
     def _store(self, key: tuple[str, str], new: Record) -> None:
-        self._drop(key)
+        old = self._records.get(key)
+        if old is not None and old.owner != new.owner:
+            self._drop(key)
+        if new.owner and (old is None or old.owner != new.owner):
+            owner = new.namespace, new.owner
+            self._names[owner] = tuple(sorted((*self._names.get(owner, ()), new.name)))
         self._records[key] = new
-        if new.owner:
-            self._by_owner[(new.namespace, new.owner)].add(key)
 
     def _drop(self, key: tuple[str, str]) -> None:
         old = self._records.pop(key, None)
         if old is not None and old.owner:
-            members = self._by_owner[(old.namespace, old.owner)]
-            members.discard(key)
-            if not members:
-                del self._by_owner[(old.namespace, old.owner)]
+            owner = old.namespace, old.owner
+            self._names[owner] = tuple(name for name in self._names[owner] if name != old.name)
+            if not self._names[owner]:
+                del self._names[owner]

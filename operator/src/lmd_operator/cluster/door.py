@@ -18,6 +18,7 @@ from lmd_operator.cluster.cache import Cache
 from lmd_operator.cluster.errors import ApiError
 from lmd_operator.cluster.kinds import BY_NAME, JOB, LARGE_MODEL_DEPLOYMENT, Kind
 from lmd_operator.cluster.matching import covers
+from lmd_operator.cluster.packing import Packer
 from lmd_operator.cluster.records import Record, owned_fields, version_number
 from lmd_operator.cluster.records import record as make_record
 from lmd_operator.names import ANNOTATION_APPLIED, LABEL_DEPLOYMENT
@@ -39,7 +40,7 @@ class ForeignObjectError(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A child as it is sent, signed. `owner` is the name of the object it belongs to, `content` the JSON text.
+    """A child as it is sent, signed. `owner` is the name of the object it belongs to, `content` the JSON text, metadata first.
 
     The text is not compressed: that took a third of the time of making it, and it is kept for seconds.
     """
@@ -57,7 +58,7 @@ class Child:
         signature = hashlib.blake2b(to_json(document), digest_size=12).hexdigest()
         metadata = document["metadata"]
         annotations = {**metadata.get("annotations", {}), ANNOTATION_APPLIED: signature}
-        content = to_json({**document, "metadata": {**metadata, "annotations": annotations}})
+        content = to_json({"metadata": {**metadata, "annotations": annotations}} | {k: v for k, v in document.items() if k != "metadata"})
         return cls(
             kind=BY_NAME[document["kind"]],
             namespace=metadata["namespace"],
@@ -144,7 +145,7 @@ class Door:
             found, _ = await self._api.list(child.kind, child.namespace, name=child.name)
             if not found:
                 raise
-        _require_ours(make_record(child.kind, found[0]), child.owner, owner_uid)
+        _require_ours(make_record(child.kind, found[0], Packer()), child.owner, owner_uid)
         return await self._api.apply_content(child.kind, child.namespace, child.name, child.content)
 
 

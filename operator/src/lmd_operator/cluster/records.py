@@ -1,22 +1,23 @@
 """Objects as caches keep them: identity, ownership, and what a reconcile needs to know, nothing else.
 
-Of a child the parts we could own are kept as compressed JSON, in the API server's own order, so that drift can be told from
+Of a child the parts we could own are kept as packed JSON, in the API server's own order, so that drift can be told from
 what we sent without keeping whole trees of Python objects; of a pod and a Deployment, the parts of the status that a user is
-told about.
+told about. Words that records have in common are one object each.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from lmd_operator.cluster.kinds import DEPLOYMENT, JOB, POD, Kind
-from lmd_operator.names import LABEL_DEPLOYMENT, LABEL_TASK_OF
+from lmd_operator.cluster.packing import Packed, Packer
+from lmd_operator.names import LABEL_DEPLOYMENT, LABEL_REVISION, LABEL_TASK_OF
 from lmd_operator.observed import DeploymentState, JobState, PodState, deployment_state, job_state, pod_state
 
 Document = dict[str, Any]
@@ -30,7 +31,7 @@ class Record:
     """One object. `owner` is the name of our object it belongs to, by label or by controller reference.
 
     `controller` is the kind and the name of its controller and `owner_uid` the uid, both empty without one. `content` is
-    what we could have written.
+    what we could have written, None for a pod.
     """
 
     kind: Kind
@@ -45,7 +46,7 @@ class Record:
     revision: str
     is_going: bool
     digest: bytes
-    content: bytes
+    content: Packed | None
     state: State | None
 
     @property
@@ -56,34 +57,35 @@ class Record:
 
     def owned_fields(self) -> Document:
         """Return the fields of the live object that a manifest can set."""
-        fields: Document = from_json(zlib.decompress(self.content)) if self.content else {}
+        fields: Document = from_json(self.content.text()) if self.content else {}
         return fields
 
 
-def record(kind: Kind, document: Document, known: Record | None = None) -> Record:
-    """Return the record of an object as the API server sends it; what `known` holds compressed already is not compressed again."""
+def record(kind: Kind, document: Document, packer: Packer, known: Record | None = None) -> Record:
+    """Return the record of an object as the API server sends it; what `known` holds packed already is not packed again."""
     metadata = document["metadata"]
     labels = metadata.get("labels") or {}
     controller: Document = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
     content = b"" if kind is POD else to_json(owned_fields(document))
     digest = hashlib.blake2b(content, digest_size=12).digest()
-    compressed = known.content if known is not None and known.digest == digest else zlib.compress(content, level=1) if content else b""
+    packed = known.content if known is not None and known.digest == digest else packer.pack(content) if content else None
+    owner = labels.get(LABEL_DEPLOYMENT) or labels.get(LABEL_TASK_OF)
+    if not owner and controller.get("kind") == "LargeModelDeployment":
+        owner = controller.get("name")
     return Record(
         kind=kind,
-        namespace=metadata["namespace"],
+        namespace=intern(metadata["namespace"]),
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         version=version_number(metadata.get("resourceVersion", "")),
-        created=metadata.get("creationTimestamp") or "",
-        owner=labels.get(LABEL_DEPLOYMENT)
-        or labels.get(LABEL_TASK_OF)
-        or (controller.get("name", "") if controller.get("kind") == "LargeModelDeployment" else ""),
-        controller=f"{controller['kind']} {controller['name']}" if controller else "",
-        owner_uid=controller.get("uid", ""),
-        revision=labels.get("largemodel.dev/revision", ""),
+        created=intern(metadata.get("creationTimestamp") or ""),
+        owner=intern(owner or ""),
+        controller=intern(f"{controller['kind']} {controller['name']}") if controller else "",
+        owner_uid=intern(controller.get("uid", "")),
+        revision=intern(labels.get(LABEL_REVISION, "")),
         is_going=bool(metadata.get("deletionTimestamp")),
         digest=digest,
-        content=compressed,
+        content=packed,
         state=_state(kind, document),
     )
 

@@ -68,7 +68,7 @@ class Reflector:
         """Watch from `since`, again and again, until the server says that it is too long ago."""
         while True:
             began = self._clock()
-            async for kind, document in self._api.watch(self._cache.kind, self._namespace, self._selector, since):
+            async for kind, document in self._api.watch(self._cache.kind, self._namespace, self._selector, since, self._cache.is_echo):
                 self._heard = self._clock()
                 metadata = document["metadata"]
                 since = metadata.get("resourceVersion", since)
