@@ -24,6 +24,7 @@ def main() -> int:
         print(f"lmd-operator: {error}", file=sys.stderr)
         return 1
     loop.collect_seldom()
+    loop.work_in_batches()
     loop.run(operate(connection, settings))
     return 0
 

@@ -153,6 +153,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300  # with kopf's own limit of 70 s without a bookmark
     settings.watching.chunk_size = 500
     settings.watching.reconnect_backoff = 1.0
+    settings.queueing.idle_timeout = 0.1  # a task that waits for more of an object keeps all of its last event
     settings.queueing.error_delays = (1, 2, 5, 10, 30)  # the default ends at ten minutes
     settings.process.ultimate_exiting_timeout = None  # kopf would kill the process that long after it gave up
     settings.peering.standalone = True  # leadership is a Lease of ours
