@@ -55,7 +55,7 @@ def parse(document: object, *, strict: bool = True, not_built: Callable[[Spec], 
             found = "is something else" if key in document else "is missing"
             raise UnreadableError(f"{key} {found}: apiVersion and kind must be '{API_VERSION}' and '{KIND}'; only this kind is read here")
     body = _read_metadata({key: value for key, value in document.items() if key != "status"})
-    if problems := _untextual_keys(body):
+    if strict and (problems := _untextual_keys(body)):  # a live object came as JSON, which has no other keys
         raise InvalidSpecError(problems)
     parsed = _typed(body, strict=strict)
     problems = list(broken_rules(parsed.spec, "spec")) or contradictions(parsed.spec) or not_built(parsed.spec)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from lmd_operator.cluster.kinds import Kind
@@ -63,7 +62,7 @@ class Cache:
         if is_own:
             self._written.append(new.version)
         self._store(key, new)
-        if not is_own and (old is None or replace(old, version=new.version) != new):
+        if not is_own and old != new:
             self._changed(new, False)
         return new
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sys import intern
 from typing import Any
 
@@ -28,17 +28,17 @@ _ROLLOUT = "deployment.kubernetes.io/revision"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One object. `owner` is the name of our object it belongs to, by label or by controller reference.
+    """One object; versions of it that differ in nothing else are equal.
 
-    `controller` is the kind and the name of its controller and `owner_uid` the uid, both empty without one. `content` is
-    what we could have written, None for a pod.
+    `owner` is the name of our object it belongs to, by label or by controller reference. `controller` is the kind and the name of
+    its controller and `owner_uid` the uid, both empty without one. `content` is what we could have written, None for a pod.
     """
 
     kind: Kind
     namespace: str
     name: str
     uid: str
-    version: int
+    version: int = field(compare=False)
     created: str
     owner: str
     controller: str

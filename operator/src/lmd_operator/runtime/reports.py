@@ -24,10 +24,10 @@ from lmd_operator.status.verification import compared, unusable
 MOST_PODS = 16
 """Asked of one object; of a hundred replicas of one template the first ones tell enough."""
 AT_ONCE = 32
-TRIES = 6
-FIRST_WAIT_SECONDS = 2.0
-GROWTH = 4.0
-"""Eleven minutes from the first try to the last; a replica that has loaded almost always answers the first one."""
+TRIES = 5
+FIRST_WAIT_SECONDS = 5.0
+GROWTH = 5.0
+"""Thirteen minutes from the first try to the last; a replica that has loaded almost always answers the first one."""
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
 LARGEST_ANSWER_BYTES = 2**18
