@@ -1,19 +1,22 @@
-"""Command lines of the control plane's programs. Pure: paths and ports in, arguments out."""
+"""Command lines of the control plane's programs. Pure but for this machine's own address: paths and ports in, arguments out."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 LOOPBACK = "127.0.0.1"
 ADVERTISED = "192.0.2.1"
 """An address for documentation: the API server refuses to advertise loopback, and nothing here follows what it advertises."""
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
-POD_RANGE = "10.200.0.0/16"
 NODE_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 NODE_MONITOR_GRACE_SECONDS = 120
 """How long a node's lease may be stale: a busy machine, or a paused etcd, is no dead node."""
@@ -155,14 +158,20 @@ def _scheduler(site: Site) -> list[str]:
     ]
 
 
+def own_address() -> str | None:
+    """Return an IPv4 address of this machine that is not loopback, which an EndpointSlice must not hold; None where it has none."""
+    up = (name for name, state in psutil.net_if_stats().items() if state.isup)
+    own = (each.address for name in up for each in psutil.net_if_addrs().get(name, ()) if each.family is socket.AF_INET)
+    return next((address for address in own if not ipaddress.ip_address(address).is_loopback), None)
+
+
 def _kwok(site: Site) -> list[str]:
     return [
         f"--kubeconfig={site.kubeconfig('kwok')}",
         f"--config={STAGES}",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         "--node-lease-duration-seconds=40",
-        f"--cidr={POD_RANGE}",
-        f"--node-ip={ADVERTISED}",
+        f"--node-ip={own_address() or ADVERTISED}",  # of pods too: who asks one is refused at once, and nothing leaves the machine
     ]
 
 
