@@ -25,6 +25,7 @@ from lmd_operator.rendering import files, weights
 from lmd_operator.rendering import front_door as rendering_front_door
 from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
+from lmd_operator.resources.environment import JAVA_BESIDE_RANKS
 from lmd_operator.settings import Settings as OperatorSettings
 from lmd_worker import bootstrap, custom, haproxy, mounts, probes, rundir
 from lmd_worker import environment as worker_environment
@@ -112,7 +113,7 @@ def test_the_worker_reads_the_environment_of_the_pod(manifest: Path) -> None:
         temporary_directory=Path("/tmp"),
         log_location=Path("/tmp/logs"),
         metrics_location=Path("/tmp/logs"),
-        java_options="-Xmx512m -XX:+ExitOnOutOfMemoryError",
+        java_options="-Xmx512m -XX:+ExitOnOutOfMemoryError" + (JAVA_BESIDE_RANKS if owner.spec.accelerator.type == "CPU" else ""),
         termination_message_path=Path("/dev/termination-log"),
     )
     limit = owner.spec.engine.torch_serve.response_timeout_seconds

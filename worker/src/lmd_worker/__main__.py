@@ -6,18 +6,19 @@ Each command imports only what it needs; `ready` and `alive` run every few secon
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from lmd_worker.environment import Environment
+from lmd_worker import liveness
 
+TYPE_CHECKING = False  # as in `typing`; what is imported here, every probe of liveness pays for
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lmd_worker.environment import Environment
     from lmd_worker.probes import Finding
 
-ENDED_STATUS = 128 + signal.SIGTERM
-"""As of a shell whose command was ended, and of the model server."""
+ENDED_STATUS = 128 + 15
+"""As of a shell whose command SIGTERM has ended, and of the model server."""
 USAGE = """usage: lmd-worker COMMAND
 
   fetch   bring the weights, whole and verified, or say why not (init container)
@@ -56,6 +57,8 @@ def remove(environment: Environment) -> int:
 
 def serve(environment: Environment) -> int:
     """Become the model server, or say what forbids it."""
+    import signal
+
     # process 1 has no default action for it, and would become the model server all the same
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_STATUS))
     from lmd_worker import bootstrap
@@ -126,6 +129,9 @@ COMMANDS: dict[str, Callable[[Environment], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 or 1, 2 for a wrong command line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["alive"] and liveness.is_well(os.environ):
+        print(liveness.WORDS)
+        return 0
     if given in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
@@ -140,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) != 1 or given[0] not in COMMANDS:
         print(USAGE, end="", file=sys.stderr)
         return 2
+    from lmd_worker.environment import Environment
+
     return COMMANDS[given[0]](Environment.from_variables(os.environ))
 
 

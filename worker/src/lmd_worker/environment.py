@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmd_worker import properties
+
 MODEL_NAME = "LMD_MODEL_NAME"
 """The model's name in URLs, in MANIFEST.json and as the directory in the store. Required."""
 MODEL_STORE = "LMD_MODEL_STORE"
 """The directory that holds the model directory. Default /store."""
-CONFIG_DIRECTORY = "LMD_CONFIG_DIR"
+CONFIG_DIRECTORY = properties.CONFIG_DIRECTORY
 """The directory that holds config.properties. Default /etc/lmd."""
 RUN_DIRECTORY = "LMD_RUN_DIR"
 """Where a pod's processes leave what the probes, the drain and the status read. Default /tmp/lmd."""
@@ -64,7 +66,7 @@ class Environment:
         return cls(
             model_name=variables.get(MODEL_NAME, ""),
             model_store=path(MODEL_STORE, Path("/store")),
-            config_directory=path(CONFIG_DIRECTORY, Path("/etc/lmd")),
+            config_directory=path(CONFIG_DIRECTORY, Path(properties.DEFAULT_DIRECTORY)),
             run_directory=run_directory,
             api_keys_directory=Path(api_keys) if api_keys else None,
             temporary_directory=path(TEMPORARY_DIRECTORY, Path("/tmp")),
@@ -82,7 +84,7 @@ class Environment:
     @property
     def server_config(self) -> Path:
         """TorchServe's own configuration."""
-        return self.config_directory / "config.properties"
+        return self.config_directory / properties.FILE
 
 
 def seconds(variables: Mapping[str, str], name: str, default: float) -> float:
