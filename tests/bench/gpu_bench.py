@@ -138,8 +138,8 @@ def engine(case: Case) -> tuple[Rows, dict[int, dict[str, list[str]]]]:
     for streams in case.streams:
         asked = case.prompts(streams)
         texts = [tokenizer(prompt)["input_ids"] for prompt in asked]
-        call(loaded.engine, [tokenizer(text)["input_ids"] for text in warm_up(streams)], streams, case.answer_tokens)
-        rows[streams], tokens = call(loaded.engine, texts, streams, case.answer_tokens)
+        call(loaded.engine, [tokenizer(text)["input_ids"] for text in warm_up(streams)], streams, [case.answer_tokens] * streams)
+        rows[streams], tokens = call(loaded.engine, texts, streams, [case.answer_tokens] * len(texts))
         answers[streams] = {prompt: tokenizer.convert_ids_to_tokens(made) for prompt, made in zip(asked, tokens, strict=True)}
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
     return rows, answers

@@ -54,7 +54,7 @@ Counted = dict[int, Figures]
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What clients ask for: prompts of so many words, and answers of so many tokens."""
+    """What clients ask for: prompts of so many words, and answers of so many tokens on average."""
 
     least_words: int
     most_words: int
@@ -69,6 +69,14 @@ class Mix:
         turned = (WORDS[index * 7 % len(WORDS) :] + WORDS for index in range(count))
         cut = (words[: self.least_words + index * 53 % spread] for index, words in enumerate(turned))
         return [f"Story {streams}.{index}: {' '.join(words)}" for index, words in enumerate(cut)]
+
+    def length(self, prompt: str) -> int:
+        """Return how many tokens to answer a prompt with, up to a quarter more or fewer than on average.
+
+        With equal lengths, clients who call the engine in its own process would end and begin together for ever, and so have all their
+        prompts read in one turn; over a network nobody does.
+        """
+        return self.answer_tokens * 3 // 4 + len(prompt) * 7 % (self.answer_tokens // 2 + 1)
 
 
 DOCUMENTS = Mix(8, 200, 48)
@@ -110,9 +118,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
-    wanted = {"max_tokens": mix.answer_tokens, **extra}
     async with session() as connections:
-        return await crowd(lambda prompt: ask(connections, url, prompt, wanted), mix.prompts(requests(streams), streams), streams)
+
+        def one(prompt: str) -> Awaitable[Answer]:
+            return ask(connections, url, prompt, {"max_tokens": mix.length(prompt), **extra})
+
+        return await crowd(one, mix.prompts(requests(streams), streams), streams)
 
 
 def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
@@ -213,7 +224,7 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
 
     def asked(texts: Sequence[str], mix: Mix, count: int) -> Figures:
-        return call(loaded.engine, [tokenizer(text)["input_ids"] for text in texts], count, mix.answer_tokens)[0]
+        return call(loaded.engine, [tokenizer(text)["input_ids"] for text in texts], count, [mix.length(text) for text in texts])[0]
 
     def called(mix: Mix, count: int) -> Figures:
         asked(warm_up(count), mix, count)
@@ -224,7 +235,7 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     return results
 
 
-def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: int) -> tuple[Figures, list[list[int]]]:
+def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: Sequence[int]) -> tuple[Figures, list[list[int]]]:
     """Call an engine in this process as so many clients would; return the figures and the tokens that answer each text."""
     calls = _Calls(engine, texts, answer_tokens)
     began = time.monotonic()
@@ -239,7 +250,7 @@ def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_token
 class _Calls:
     """Requests to an engine in this process, and when their tokens came."""
 
-    def __init__(self, engine: Any, texts: Sequence[Sequence[int]], answer_tokens: int) -> None:
+    def __init__(self, engine: Any, texts: Sequence[Sequence[int]], answer_tokens: Sequence[int]) -> None:
         self._engine = engine
         self._answer_tokens = answer_tokens
         self.waiting = list(texts)
@@ -251,9 +262,10 @@ class _Calls:
         """Submit the next request and return its name."""
         from lmd_worker.engine.protocol import Sampling
 
-        name = str(len(self._asked))
+        number = len(self._asked)
+        name = str(number)
         self._asked[name], self._came[name], self._tokens[name] = time.monotonic(), [], []
-        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=self._answer_tokens))
+        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=self._answer_tokens[number]))
         return name
 
     def take(self, name: str) -> bool:
@@ -286,7 +298,7 @@ def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     def one_by_one(mix: Mix) -> Figures:
         answer(WARM_UP, mix.answer_tokens)
         began = time.monotonic()
-        answers = [Answer(began, answer(text, mix.answer_tokens), mix.answer_tokens) for text in mix.prompts(REQUESTS)]
+        answers = [Answer(began, answer(text, mix.length(text)), mix.length(text)) for text in mix.prompts(REQUESTS)]
         return figures(answers, time.monotonic() - began)  # all asked at the start
 
     return {name: dict.fromkeys(streams, one_by_one(mix)) for name, mix in MIXES.items()}
@@ -407,7 +419,7 @@ def main() -> int:
     options.output.write_text(json.dumps(by_count, indent=2) + "\n")
     print(f"{MODEL}, float32, {os.cpu_count()} cores, load average before: {load:.1f}")
     for name, mix in MIXES.items():
-        print(f"\n{name}: prompts of {mix.least_words} to {mix.most_words} words, answers of {mix.answer_tokens} tokens\n")
+        print(f"\n{name}: prompts of {mix.least_words} to {mix.most_words} words, answers of about {mix.answer_tokens} tokens\n")
         print(table({way: rows[name] for way, rows in results.items()}))
     return 0
 
