@@ -12,7 +12,7 @@ from lmd_worker.api.generation import Answer, Call, Part
 from lmd_worker.api.routes import routes
 from lmd_worker.engine.protocol import EngineStats, Progress, RequestTiming, Sampling, TokenLogprobs
 from lmd_worker.errors import BadRequestError
-from lmd_worker.sessions import ENGINE_GONE, SILENCE_SECONDS, SILENT_LOOKS, STEP_SECONDS, Row, Sessions
+from lmd_worker.sessions import ENGINE_GONE, LONGEST_STEP_SECONDS, SILENCE_SECONDS, SILENT_LOOKS, STEP_SECONDS, Row, Sessions
 
 END = 300
 
@@ -61,6 +61,7 @@ class FakeEngine:
         self.dead: str | None = None
         self.room: int | None = None
         self.now = 0.0
+        self.turn_seconds = 0.0
 
     def start(self) -> None: ...
 
@@ -73,6 +74,7 @@ class FakeEngine:
     def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
         assert set(request_ids) <= set(self.submitted)
         if self.during_waits:
+            self.now += self.turn_seconds
             self.news.update({name(each): progress for each, progress in self.during_waits.pop(0).items()})
         else:
             self.now += timeout_seconds
@@ -134,7 +136,7 @@ def message(answer: Answer) -> str:
 
 def test_a_whole_answer_comes_once_it_is_finished(bench: Bench) -> None:
     assert bench.step(("a", {"prompt": "hi"})) == [Answer(b"", Part.MORE)]
-    assert bench.engine.now == STEP_SECONDS, "a step without news took its whole time"
+    assert bench.engine.now == LONGEST_STEP_SECONDS, "a step without news took its whole time"
     bench.engine.says("a", "yes")
     assert bench.step("a") == [Answer(b"", Part.MORE)]
     bench.engine.says("a", "!", "stop", END)
@@ -168,7 +170,18 @@ def test_a_first_piece_that_is_also_the_last_is_the_only_one(bench: Bench, strea
 def test_one_token_of_a_whole_answer_does_not_end_a_step(bench: Bench) -> None:
     bench.engine.during_waits = [{"a": Progress((ord("x"),))}] * 3
     bench.step(("a", {"prompt": "hi"}))
-    assert bench.engine.now == STEP_SECONDS
+    assert bench.engine.now == LONGEST_STEP_SECONDS
+
+
+def test_a_step_with_nothing_to_say_ends_with_a_turn_so_that_the_next_begins_with_who_has_come(bench: Bench) -> None:
+    """It ended after 0.1 s in the midst of turns of 0.115 s, and each turn cost the frontend two exchanges."""
+    bench.engine.turn_seconds = 0.6 * STEP_SECONDS
+    bench.engine.during_waits = [{"a": Progress((ord("x"),))}] * 5
+    assert bench.step(("a", {"prompt": "hi"})) == [Answer(b"", Part.MORE)]
+    assert bench.engine.now == 2 * bench.engine.turn_seconds
+    bench.engine.turn_seconds = 2 * STEP_SECONDS
+    bench.step("a")
+    assert bench.engine.now == pytest.approx(3.2 * STEP_SECONDS), "not before a turn has ended"
 
 
 def test_sampling_is_handed_on_and_top_k_kept_within_the_vocabulary(bench: Bench) -> None:

@@ -27,7 +27,9 @@ from lmd_worker.session import Choice, Session
 from lmd_worker.text import Text
 
 STEP_SECONDS = 0.1
-"""The longest a step waits for news; a request that arrives meanwhile is seen only by the next step."""
+"""After this long a step ends with the engine's turn, though there be nothing to say: requests that have arrived are seen by the next."""
+LONGEST_STEP_SECONDS = 0.5
+"""And after this long in the midst of a turn."""
 SILENCE_SECONDS = 2.0
 """Without a step for this long while requests run, all clients are gone: the transport stops asking when nobody is left."""
 SILENT_LOOKS = 10
@@ -244,14 +246,14 @@ class Sessions:
         return asked
 
     def _wait_for_news(self) -> None:
-        until = self._clock() + STEP_SECONDS
+        begun = self._clock()
         while True:
             self._collect()
             waiting = [choice.engine_id for session in self._open.values() for choice in session.running]
-            left = until - self._clock()
-            if left <= 0 or not waiting or any(session.has_news for session in self._open.values()):
+            waited = self._clock() - begun
+            if waited >= STEP_SECONDS or not waiting or any(session.has_news for session in self._open.values()):
                 return
-            self._engine.wait(waiting, left)
+            self._engine.wait(waiting, LONGEST_STEP_SECONDS - waited)
 
     def _collect(self) -> None:
         """Move the engine's news into the sessions."""
