@@ -40,6 +40,8 @@ DEFAULT_CONTEXT_TOKENS = 8192
 CUSTOM_BATCH_DELAY_MILLISECONDS = 10
 """What a batch waits for more requests; next to nothing beside one step of a large model."""
 COLLECTIVE_TIMEOUT_SECONDS = 60
+NETTY_BESIDE_RANKS: Mapping[str, object] = {"number_of_netty_threads": 1}
+"""For all clients: with one a core, what a turn brings wakes them all, and the ranks on these cores wait that long."""
 _PARALLEL_TYPES = {"Pipeline": "pp", "PipelineTensor": "pptp"}
 """The frontend's words for how the ranks of a strategy share their work; for all others it is "tp"."""
 REVISION_LENGTH = 10
@@ -214,6 +216,7 @@ def _properties(deployment: LargeModelDeployment, layout: Layout) -> str:
         "metrics_mode": "prometheus",
         "metrics_config": f"{layout.run}/metrics.yaml",
         "netty_client_threads": 1,
+        **(NETTY_BESIDE_RANKS if deployment.spec.accelerator.type == "CPU" else {}),
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,
     }
