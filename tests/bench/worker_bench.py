@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvloop
 import yaml
 
 from lmd_operator.local.ports import free_ports
@@ -127,7 +128,7 @@ async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figu
 
 
 def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
-    return {name: {count: asyncio.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
+    return {name: {count: uvloop.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
 
 
 async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], streams: int) -> Figures:
@@ -156,19 +157,30 @@ def session() -> aiohttp.ClientSession:
 
 
 async def ask(connections: aiohttp.ClientSession, url: str, prompt: str, extra: dict[str, Any]) -> Answer:
-    """Stream one greedy completion of `max_tokens` in `extra` and note when its pieces come."""
+    """Stream one greedy completion of `max_tokens` in `extra` and note when its pieces come.
+
+    They are read when all have come: a client takes its time from the same cores.
+    """
     body = {"prompt": prompt, "temperature": 0, "stream": True, **extra}
-    asked, came, tokens = time.monotonic(), [], 0
+    asked = time.monotonic()
     async with connections.post(url, json=body) as response:
         if response.status != 200:
             raise RuntimeError(f"{url} answered {response.status}: {await response.text()}")
-        async for line in response.content:
+        return read(asked, [(time.monotonic(), piece) async for piece in response.content.iter_any()])
+
+
+def read(asked: float, pieces: Sequence[tuple[float, bytes]]) -> Answer:
+    """Return the answer in the events of a stream, whose pieces came at these times."""
+    came, tokens, begun = [], 0, b""
+    for at, piece in pieces:
+        *lines, begun = (begun + piece).split(b"\n")
+        for line in lines:
             data = line.decode().strip().removeprefix("data: ")
             if not data or data == "[DONE]":
                 continue
             event = json.loads(data)
             if any(choice.get("text") for choice in event.get("choices") or ()):
-                came.append(time.monotonic())
+                came.append(at)
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
     return Answer(asked, came, tokens or len(came))
 
