@@ -31,6 +31,7 @@ import uvloop
 import yaml
 
 from lmd_operator.local.ports import free_ports
+from lmd_worker.engine.protocol import Sampling
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results" / "worker.json"
@@ -185,10 +186,13 @@ def read(asked: float, pieces: Sequence[tuple[float, bytes]]) -> Answer:
     return Answer(asked, came, tokens or len(came))
 
 
-def torchserve(models: Path, ranks: int, streams: Sequence[int]) -> dict[str, Counted]:
+def torchserve(models: Path, ranks: int, streams: Sequence[int], threads: int | None = None) -> dict[str, Counted]:
+    document = served(ranks, max(streams), CONTEXT_TOKENS)
+    if threads is not None:
+        document["spec"]["template"] = {"resources": {"limits": {"cpu": str(threads * ranks)}}}
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "bench.yaml"
-        manifest.write_text(yaml.safe_dump(served(ranks, max(streams), CONTEXT_TOKENS)))
+        manifest.write_text(yaml.safe_dump(document))
         with started([str(BIN / "lmd"), "serve", str(manifest), "--port", "0", "--models", str(models)], r"base URL (\S+?),") as address:
             base = f"{address}/predictions/{NAME}/1.0/v1/completions"
             wanted = {"model": NAME, "stream_options": {"include_usage": True}}
@@ -219,7 +223,7 @@ def transformers_served(path: Path, *options: str) -> Iterator[str]:
 
 
 def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
-    """Call the engine in this process, without frontend, routes or text."""
+    """Call the engine in this process, without frontend, routes or text; answers end where a client's would."""
     from transformers import AutoTokenizer
 
     from lmd_worker import loading
@@ -236,7 +240,8 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
 
     def asked(texts: Sequence[str], mix: Mix, count: int) -> Figures:
-        return call(loaded.engine, [tokenizer(text)["input_ids"] for text in texts], count, [mix.length(text) for text in texts])[0]
+        prompts, lengths = [tokenizer(text)["input_ids"] for text in texts], [mix.length(text) for text in texts]
+        return call(loaded.engine, prompts, count, lengths, loaded.text.stop_token_ids)[0]
 
     def called(mix: Mix, count: int) -> Figures:
         asked(warm_up(count), mix, count)
@@ -247,9 +252,15 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     return results
 
 
-def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_tokens: Sequence[int]) -> tuple[Figures, list[list[int]]]:
+def call(
+    engine: Any,
+    texts: Sequence[Sequence[int]],
+    streams: int,
+    answer_tokens: Sequence[int],
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> tuple[Figures, list[list[int]]]:
     """Call an engine in this process as so many clients would; return the figures and the tokens that answer each text."""
-    calls = _Calls(engine, texts, answer_tokens)
+    calls = _Calls(engine, texts, [Sampling(most, stop_token_ids=stop_token_ids) for most in answer_tokens])
     began = time.monotonic()
     running = {calls.begin() for _ in range(min(streams, len(texts)))}
     while running:
@@ -262,9 +273,9 @@ def call(engine: Any, texts: Sequence[Sequence[int]], streams: int, answer_token
 class _Calls:
     """Requests to an engine in this process, and when their tokens came."""
 
-    def __init__(self, engine: Any, texts: Sequence[Sequence[int]], answer_tokens: Sequence[int]) -> None:
+    def __init__(self, engine: Any, texts: Sequence[Sequence[int]], wanted: Sequence[Sampling]) -> None:
         self._engine = engine
-        self._answer_tokens = answer_tokens
+        self._wanted = wanted
         self.waiting = list(texts)
         self._asked: dict[str, float] = {}
         self._came: dict[str, list[float]] = {}
@@ -272,12 +283,10 @@ class _Calls:
 
     def begin(self) -> str:
         """Submit the next request and return its name."""
-        from lmd_worker.engine.protocol import Sampling
-
         number = len(self._asked)
         name = str(number)
         self._asked[name], self._came[name], self._tokens[name] = time.monotonic(), [], []
-        self._engine.submit(name, self.waiting.pop(0), Sampling(max_tokens=self._answer_tokens[number]))
+        self._engine.submit(name, self.waiting.pop(0), self._wanted[number])
         return name
 
     def take(self, name: str) -> bool:
@@ -305,19 +314,20 @@ def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     model = AutoModelForCausalLM.from_pretrained(models / MODEL, dtype=torch.float32)
 
     def answer(text: str, tokens: int) -> list[float]:
-        return generate_batch(model, tokenizer(text, return_tensors="pt"), tokens)
+        return generate_batch(model, tokenizer(text, return_tensors="pt"), tokens, least_tokens=1)
 
     def one_by_one(mix: Mix) -> Figures:
         answer(WARM_UP, mix.answer_tokens)
         began = time.monotonic()
-        answers = [Answer(began, answer(text, mix.length(text)), mix.length(text)) for text in mix.prompts(REQUESTS)]
+        came = [answer(text, mix.length(text)) for text in mix.prompts(REQUESTS)]
+        answers = [Answer(began, times, len(times)) for times in came]
         return figures(answers, time.monotonic() - began)  # all asked at the start
 
     return {name: dict.fromkeys(streams, one_by_one(mix)) for name, mix in MIXES.items()}
 
 
-def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int) -> list[float]:
-    """Answer a batch of prompts with plain `generate`; return when its tokens came."""
+def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int, least_tokens: int | None = None) -> list[float]:
+    """Answer a batch of prompts with plain `generate`, to the last token unless fewer are enough; return when its tokens came."""
     import torch
     from transformers.generation.streamers import BaseStreamer
 
@@ -332,19 +342,22 @@ def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int) ->
 
     times = Times()
     with torch.inference_mode():
-        model.generate(**inputs, max_new_tokens=answer_tokens, min_new_tokens=answer_tokens, do_sample=False, streamer=times)
+        model.generate(
+            **inputs, max_new_tokens=answer_tokens, min_new_tokens=least_tokens or answer_tokens, do_sample=False, streamer=times
+        )
     return times.came[1:]  # the first piece is the prompt
 
 
 IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[str, Counted]]] = {"engine": engine, "generate": generate}
 
 
-def apart(name: str, models: Path, streams: Sequence[int]) -> dict[str, Counted]:
+def apart(name: str, models: Path, streams: Sequence[int], threads: int | None = None) -> dict[str, Counted]:
     """Run one of `IN_PROCESS` in a process of its own."""
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         command = [sys.executable, __file__, "--only", name, "--models", str(models), "--output", str(out), "--streams"]
-        subprocess.run([*command, *map(str, streams)], check=True)
+        subprocess.run([*command, *map(str, streams)], check=True, env=environment)
         found = json.loads(out.read_text())
         return {mix: {int(count): row for count, row in rows.items()} for mix, rows in found.items()}
 
@@ -412,6 +425,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what serving costs.")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32], metavar="N")
     parser.add_argument("--ranks", type=int, default=1, help="ranks behind TorchServe (default: 1, as the others have)")
+    threads = "of each rank; as many as there are cores by default. With fewer, only the engine and TorchServe before it are measured"
+    parser.add_argument("--threads", type=int, metavar="N", help=threads)
     parser.add_argument("--models", type=Path, default=Path("~/.cache/lmd/models").expanduser())
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--only", choices=IN_PROCESS, help=argparse.SUPPRESS)
@@ -421,11 +436,12 @@ def main() -> int:
         return 0
     load = os.getloadavg()[0]
     results = {
-        "engine": apart("engine", options.models, options.streams),
-        "torchserve": torchserve(options.models, options.ranks, options.streams),
-        "transformers_serve": transformers_serve(options.models, options.streams),
-        "generate": apart("generate", options.models, options.streams),
+        "engine": apart("engine", options.models, options.streams, options.threads),
+        "torchserve": torchserve(options.models, options.ranks, options.streams, options.threads),
     }
+    if options.threads is None:
+        results["transformers_serve"] = transformers_serve(options.models, options.streams)
+        results["generate"] = apart("generate", options.models, options.streams)
     by_count = {mix: {str(count): {way: rows[mix][count] for way, rows in results.items()} for count in options.streams} for mix in MIXES}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(by_count, indent=2) + "\n")
