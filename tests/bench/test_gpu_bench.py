@@ -45,7 +45,8 @@ def test_every_way_gives_every_figure(measured: dict[str, Any]) -> None:
         assert measured[streams]["bound"]["tokens_per_second"] > 0
         for way in WAYS:
             row = measured[streams][way]
-            assert all(row[name] > 0 for name in FIGURES), (streams, way, row)
+            assert all(row[name] > 0 for name in FIGURES if name != "itl_p50_ms"), (streams, way, row)
+            assert row["itl_p50_ms"] >= 0, "0 where most tokens come in one piece with others, as from `transformers serve` at times"
             assert row["ttft_p50_ms"] <= row["ttft_p95_ms"]
             assert row["itl_p50_ms"] <= row["itl_p99_ms"]
 
