@@ -7,14 +7,13 @@ the standard library, this module uses sockets alone. Whatever is not the usual 
 from __future__ import annotations
 
 from lmd_worker import properties
-from lmd_worker.web import WebError, get
+from lmd_worker.web import HTTP_OK, WebError, get
 
 TYPE_CHECKING = False  # as in `typing`, which costs a tenth of the whole probe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TIMEOUT_SECONDS = 3.0
-HTTP_OK = 200
 WORDS = "/ping answered 200"
 
 

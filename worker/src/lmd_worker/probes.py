@@ -18,9 +18,8 @@ from typing import Any
 from lmd_worker import lastwords, properties, rundir
 from lmd_worker.environment import DRAIN_LAG_SECONDS, DRAIN_SECONDS, Environment, seconds
 from lmd_worker.haproxy import Haproxy, HaproxyError
-from lmd_worker.web import WebError, get
+from lmd_worker.web import HTTP_OK, WebError, get
 
-HTTP_OK = 200
 DRAIN_POLL_SECONDS = 0.3
 DRAINED_LOOKS = 3
 """Zero in flight this often in a row: one look can fall between a request's queue and its rank."""

@@ -1,8 +1,9 @@
 """TorchServe's batch protocol for continuous batching, in the two directions; imports nothing of `ts`.
 
 Each call of a handler brings all open requests. The first time a request brings its parameters: `body`, or the fields
-of a form. Later it is an empty mapping. Its stopping criterion tells what a piece is: None the only one, False more to
-come, True the last. Source: ts/protocol/otf_message_handler.py, ContinuousBatching.java (0.12.0).
+of a form. Later it is an empty mapping, and `lmd_worker.wire` leaves its headers out. Its stopping criterion tells
+what a piece is: None the only one, False more to come, True the last.
+Source: ts/protocol/otf_message_handler.py, ContinuousBatching.java (0.12.0).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import socket
 import time
 
 LARGEST_ANSWER_BYTES = 1 << 20
+HTTP_OK = 200
 
 
 class WebError(Exception):

@@ -91,8 +91,7 @@ class Ledger:
         self._last_end: float | None = None
         self._seconds_between_ends = 0.0
         self._listeners = 0
-        self._listened = 0
-        self._heard_at: int | None = None
+        self._is_passed_on = True
 
     def add(self, ticket: Ticket) -> None:
         """Queue a request; once closed it ends at once with reason "error".
@@ -149,22 +148,20 @@ class Ledger:
                         item.ticket.logprobs.append(item.logprobs)
                 if item.finish_reason is not None:
                     self._end(item.ticket, item.finish_reason, item.error)
-            self._heard_at = self._listened if self.has_listener else None
+            self._is_passed_on = not self.has_listener
             self._changed.notify_all()
 
     def wait_for_listener(self, timeout_seconds: float) -> bool:
         """Return whether a caller who waited for what was published last waits again, or will within the timeout; if none did, True."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._heard_at is None or self._listened > self._heard_at or self._closed is not None, timeout_seconds
-            )
+            return self._changed.wait_for(lambda: self._is_passed_on or self._closed is not None, timeout_seconds)
 
     def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
         """Return when any of these has news or is not known, or after the timeout."""
         ids = tuple(request_ids)
         with self._changed:
             self._listeners += 1
-            self._listened += 1
+            self._is_passed_on = True
             self._changed.notify_all()
             try:
                 self._changed.wait_for(lambda: any(self._has_news(request_id) for request_id in ids), timeout_seconds)
