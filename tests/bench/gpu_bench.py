@@ -29,6 +29,7 @@ import frontend_stand_in
 import memory_bound
 import random_models
 import yaml
+from client import ask
 from worker_bench import (
     COLUMNS,
     CONTEXT_TOKENS,
@@ -38,14 +39,12 @@ from worker_bench import (
     ROOT,
     Answer,
     Figures,
-    ask,
     call,
     cpu_cache,
     crowd,
     figures,
     generate_batch,
     served,
-    session,
     table,
     transformers_served,
     warm_up,
@@ -198,8 +197,7 @@ def transformers_serve(case: Case) -> Rows:
     cache = cpu_cache(max(case.streams)) if case.device == "cpu" else []
 
     async def measure(url: str, streams: int) -> Figures:
-        async with session() as connections:
-            return await crowd(lambda prompt: ask(connections, url, prompt, extra), case.prompts(streams), streams)
+        return await crowd(lambda prompt: ask(url, prompt, extra), case.prompts(streams), streams)
 
     with transformers_served(case.weights, *cache, "--device", case.device, "--dtype", case.dtype) as url:
         return {streams: asyncio.run(measure(url, streams)) for streams in case.streams}

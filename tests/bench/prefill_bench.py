@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from worker_bench import BIN, DOCUMENTS, MODEL, NAME, ROOT, WARM_UP, WORDS, Answer, ask, percentile, served, session, started
+from client import Streamed, ask
+from worker_bench import BIN, DOCUMENTS, MODEL, NAME, ROOT, WARM_UP, WORDS, percentile, served, started
 
 RESULTS = ROOT / "tests" / "bench" / "results" / "prefill.json"
 CONTEXT_TOKENS = 2048
@@ -28,31 +29,30 @@ PAUSE_SECONDS = 4
 """Before the first long prompt and between two of them: some dozens of turns."""
 
 
-async def interrupt(url: str, extra: dict[str, Any]) -> tuple[list[Answer], list[Answer]]:
+async def interrupt(url: str, extra: dict[str, Any]) -> tuple[list[Streamed], list[Streamed]]:
     """Return the answers that were running, and the long prompts that came meanwhile."""
     words = (WORDS * 8)[: CONTEXT_TOKENS // 2]
     running, arrived = [], []
     is_over = asyncio.Event()
 
-    async with session() as connections:
-        await ask(connections, url, WARM_UP, {**extra, "max_tokens": DOCUMENTS.answer_tokens})
+    await ask(url, WARM_UP, {**extra, "max_tokens": DOCUMENTS.answer_tokens})
 
-        async def client(index: int) -> None:
-            while not is_over.is_set():
-                running.append(await ask(connections, url, f"Story {index}:", {**extra, "max_tokens": 200}))
+    async def client(index: int) -> None:
+        while not is_over.is_set():
+            running.append(await ask(url, f"Story {index}:", {**extra, "max_tokens": 200}))
 
-        async def arrive() -> None:
-            for index in range(ARRIVALS):
-                await asyncio.sleep(PAUSE_SECONDS)
-                long_prompt = " ".join([f"Report {index}:", *words])  # a cache of beginnings has nothing of it
-                arrived.append(await ask(connections, url, long_prompt, {**extra, "max_tokens": 1}))
-            is_over.set()
+    async def arrive() -> None:
+        for index in range(ARRIVALS):
+            await asyncio.sleep(PAUSE_SECONDS)
+            long_prompt = " ".join([f"Report {index}:", *words])  # a cache of beginnings has nothing of it
+            arrived.append(await ask(url, long_prompt, {**extra, "max_tokens": 1}))
+        is_over.set()
 
-        await asyncio.gather(arrive(), *(client(index) for index in range(ANSWERING)))
+    await asyncio.gather(arrive(), *(client(index) for index in range(ANSWERING)))
     return running, arrived
 
 
-def figures(running: Sequence[Answer], arrived: Sequence[Answer]) -> dict[str, float]:
+def figures(running: Sequence[Streamed], arrived: Sequence[Streamed]) -> dict[str, float]:
     """Return the times between tokens with and without a prompt being read, in milliseconds, and their ratio."""
     apart: dict[bool, list[float]] = {True: [], False: []}
     for answer in running:

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import uvloop
 import yaml
+from client import Streamed, ask
 
 from lmd_operator.local.ports import free_ports
 from lmd_worker.engine.protocol import Sampling
@@ -44,7 +44,6 @@ REQUESTS = 16
 ROUNDS = 3
 """At least this many answers a stream: with one, all prompts would be read at once, and nobody would come while others are answered."""
 START_SECONDS = 600
-ANSWER_SECONDS = 1800
 WORDS = ("the sea was calm and the old captain told his crew about a city of glass far beyond the northern mountains " * 12).split()
 WARM_UP = "warm up"
 COLUMNS = ("tokens_per_second", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p99_ms")
@@ -99,7 +98,7 @@ def requests(streams: int) -> int:
     return max(REQUESTS // streams, ROUNDS) * streams
 
 
-def figures(answers: Sequence[Answer], seconds: float) -> Figures:
+def figures(answers: Sequence[Answer | Streamed], seconds: float) -> Figures:
     """Return the columns; times between tokens are those between pieces that a client sees."""
     first = [answer.came[0] - answer.asked for answer in answers]
     between = [after - before for answer in answers for before, after in zip(answer.came, answer.came[1:], strict=False)]
@@ -120,28 +119,29 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figures:
     """Send streamed completions to an OpenAI server from so many clients at once."""
-    async with session() as connections:
 
-        def one(prompt: str) -> Awaitable[Answer]:
-            return ask(connections, url, prompt, {"max_tokens": mix.length(prompt), **extra})
+    def one(prompt: str) -> Awaitable[Streamed]:
+        return ask(url, prompt, {"max_tokens": mix.length(prompt), **extra})
 
-        return await crowd(one, mix.prompts(requests(streams), streams), streams)
+    return await crowd(one, mix.prompts(requests(streams), streams), streams)
 
 
 def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
     return {name: {count: uvloop.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
 
 
-async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], streams: int) -> Figures:
+async def crowd(one: Callable[[str], Awaitable[Answer | Streamed]], texts: Sequence[str], streams: int) -> Figures:
     """Let so many clients ask for these texts, each for its next when its last answer is whole, after one answer each to warm up."""
     waiting = iter(texts)
-    answers: list[Answer] = []
+    answers: list[Answer | Streamed] = []
 
     async def client() -> None:
         for text in waiting:
             answers.append(await one(text))
 
-    await asyncio.gather(*map(one, warm_up(streams)))
+    warm = await asyncio.gather(*map(one, warm_up(streams)))
+    if not all(answer.tokens for answer in warm):
+        raise RuntimeError("An answer without a token came while the server was warmed up.")
     began = time.monotonic()
     await asyncio.gather(*(client() for _ in range(streams)))
     return figures(answers, time.monotonic() - began)
@@ -149,41 +149,6 @@ async def crowd(one: Callable[[str], Awaitable[Answer]], texts: Sequence[str], s
 
 def warm_up(streams: int) -> list[str]:
     return [f"{WARM_UP} {streams}.{index}" for index in range(streams)]
-
-
-def session() -> aiohttp.ClientSession:
-    """Return connections without a limit, one for each answer."""
-    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
-
-
-async def ask(connections: aiohttp.ClientSession, url: str, prompt: str, extra: dict[str, Any]) -> Answer:
-    """Stream one greedy completion of `max_tokens` in `extra` and note when its pieces come.
-
-    They are read when all have come: a client takes its time from the same cores.
-    """
-    body = {"prompt": prompt, "temperature": 0, "stream": True, **extra}
-    asked = time.monotonic()
-    async with connections.post(url, json=body) as response:
-        if response.status != 200:
-            raise RuntimeError(f"{url} answered {response.status}: {await response.text()}")
-        return read(asked, [(time.monotonic(), piece) async for piece in response.content.iter_any()])
-
-
-def read(asked: float, pieces: Sequence[tuple[float, bytes]]) -> Answer:
-    """Return the answer in the events of a stream, whose pieces came at these times."""
-    came, tokens, begun = [], 0, b""
-    for at, piece in pieces:
-        *lines, begun = (begun + piece).split(b"\n")
-        for line in lines:
-            data = line.decode().strip().removeprefix("data: ")
-            if not data or data == "[DONE]":
-                continue
-            event = json.loads(data)
-            if any(choice.get("text") for choice in event.get("choices") or ()):
-                came.append(at)
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-    return Answer(asked, came, tokens or len(came))
 
 
 def torchserve(models: Path, ranks: int, streams: Sequence[int], threads: int | None = None) -> dict[str, Counted]:
