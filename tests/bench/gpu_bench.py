@@ -44,6 +44,7 @@ from worker_bench import (
     crowd,
     figures,
     generate_batch,
+    overall,
     served,
     table,
     transformers_served,
@@ -224,7 +225,7 @@ def generate(case: Case) -> Rows:
         answer(asked[:1])
         began = time.monotonic()
         answers = [each for first in range(0, len(asked), streams) for each in answer(asked[first : first + streams])]
-        rows[streams] = figures(answers, time.monotonic() - began)
+        rows[streams] = figures(answers, overall(answers, began))
     return rows
 
 

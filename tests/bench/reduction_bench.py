@@ -15,7 +15,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from lmd_worker import ranks
+from lmd_worker import cores
 
 HIDDEN, WIDE = 576, 1536
 """Of the example's model, SmolLM2-135M."""
@@ -27,7 +27,7 @@ WAYS = ("usual", "batch")
 def measure(way: str) -> float:
     """Return milliseconds a reduction and the work before it."""
     if way == "batch":
-        ranks._wake_without_preempting()
+        cores.wake_without_preempting()
     dist.init_process_group("gloo")
     one_token, weights, sums = torch.randn(1, HIDDEN), torch.randn(HIDDEN, WIDE), torch.zeros(HIDDEN)
 

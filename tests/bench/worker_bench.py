@@ -1,8 +1,9 @@
 """What serving costs: tokens a second and the time to each, through TorchServe, next to the same engine called directly,
 to `transformers serve --continuous-batching`, and to plain `generate` one request after the other.
 
-Every way serves the same model to the same prompts on the same cores, one after the other, warm: an answer to each client goes before.
-A stream is a client that sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
+Every way serves the same model to the same prompts on the same cores, one after the other, warm: a crowd of the largest size goes before
+all, as the frontend's JVM is slow at first, and an answer to each client before each measurement. A stream is a client that sends its next
+request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
 """
 
 from __future__ import annotations
@@ -98,17 +99,33 @@ def requests(streams: int) -> int:
     return max(REQUESTS // streams, ROUNDS) * streams
 
 
-def figures(answers: Sequence[Answer | Streamed], seconds: float) -> Figures:
+def figures(answers: Sequence[Answer | Streamed], tokens_per_second: float) -> Figures:
     """Return the columns; times between tokens are those between pieces that a client sees."""
     first = [answer.came[0] - answer.asked for answer in answers]
     between = [after - before for answer in answers for before, after in zip(answer.came, answer.came[1:], strict=False)]
     return {
-        "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 2),
+        "tokens_per_second": round(tokens_per_second, 2),
         "ttft_p50_ms": round(1000 * statistics.median(first), 1),
         "ttft_p95_ms": round(1000 * percentile(first, 0.95), 1),
         "itl_p50_ms": round(1000 * statistics.median(between), 1),
         "itl_p99_ms": round(1000 * percentile(between, 0.99), 1),
     }
+
+
+def overall(answers: Sequence[Answer | Streamed], began: float) -> float:
+    """Return the tokens a second of all answers, until now."""
+    return sum(answer.tokens for answer in answers) / (time.monotonic() - began)
+
+
+def steady(answers: Sequence[Answer | Streamed], began: float) -> float:
+    """Return the tokens a second for as long as all clients were being answered: until the first of them had nothing more to ask.
+
+    How long the others go on after that is chance: whose answers are the long ones.
+    """
+    last_asked = max(answer.asked for answer in answers)
+    end = min(answer.came[-1] for answer in answers if answer.came[-1] > last_asked)
+    parts = (answer.tokens * sum(at <= end for at in answer.came) / len(answer.came) for answer in answers)
+    return sum(parts) / (end - began)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -127,6 +144,7 @@ async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figu
 
 
 def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
+    uvloop.run(drive(url, DOCUMENTS, max(streams), extra))
     return {name: {count: uvloop.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
 
 
@@ -144,7 +162,7 @@ async def crowd(one: Callable[[str], Awaitable[Answer | Streamed]], texts: Seque
         raise RuntimeError("An answer without a token came while the server was warmed up.")
     began = time.monotonic()
     await asyncio.gather(*(client() for _ in range(streams)))
-    return figures(answers, time.monotonic() - began)
+    return figures(answers, steady(answers, began))
 
 
 def warm_up(streams: int) -> list[str]:
@@ -212,6 +230,7 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
         asked(warm_up(count), mix, count)
         return asked(mix.prompts(requests(count), count), mix, count)
 
+    called(DOCUMENTS, max(streams))
     results = {name: {count: called(mix, count) for count in streams} for name, mix in MIXES.items()}
     loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
     return results
@@ -232,7 +251,8 @@ def call(
         engine.wait(running, 1.0)
         ended = {name for name in running if calls.take(name)}
         running = running - ended | {calls.begin() for _ in ended if calls.waiting}
-    return figures(calls.answers(), time.monotonic() - began), calls.tokens()
+    answers = calls.answers()
+    return figures(answers, steady(answers, began)), calls.tokens()
 
 
 class _Calls:
@@ -286,7 +306,7 @@ def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
         began = time.monotonic()
         came = [answer(text, mix.length(text)) for text in mix.prompts(REQUESTS)]
         answers = [Answer(began, times, len(times)) for times in came]
-        return figures(answers, time.monotonic() - began)  # all asked at the start
+        return figures(answers, overall(answers, began))  # all asked at the start
 
     return {name: dict.fromkeys(streams, one_by_one(mix)) for name, mix in MIXES.items()}
 
