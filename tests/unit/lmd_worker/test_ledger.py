@@ -1,7 +1,6 @@
 """Requests between the transport's thread and the engine's."""
 
 import threading
-import time
 
 import pytest
 
@@ -97,39 +96,6 @@ def test_wait_ends_with_the_first_news():
     assert not woken.wait(0.05)
     ledger.publish([News(ticket, 7)])
     assert woken.wait(30)
-    thread.join()
-
-
-def test_the_engine_goes_on_when_those_who_were_told_wait_again():
-    """A request that came while others were answered began two turns after it could have, as the engine never looked up."""
-    ledger = Ledger()
-    (ticket,) = taken(ledger, "a")
-    ledger.publish([News(ticket, 7)])
-    assert ledger.wait_for_listener(0), "nobody was waiting, so nobody will be back"
-    passed_on = threading.Event()
-    goes_on = threading.Event()
-
-    def speak():
-        ledger.wait(["a"], 60)
-        goes_on.wait(60)
-        assert ledger.progress("a").tokens
-        ledger.add(make_ticket("b"))
-        passed_on.set()
-        ledger.wait(["a", "b"], 60)
-
-    ledger.progress("a")
-    thread = threading.Thread(target=speak)
-    thread.start()
-    while not ledger.has_listener:
-        time.sleep(0.001)
-    ledger.publish([News(ticket, 8)])
-    assert not ledger.wait_for_listener(0.01), "they are busy"
-    goes_on.set()
-    assert ledger.wait_for_listener(60)
-    assert passed_on.is_set()
-    assert [each.request_id for each in ledger.take(1, 0)] == ["b"]
-    ledger.close("over")
-    assert ledger.wait_for_listener(60), "who is closed waits for nobody"
     thread.join()
 
 

@@ -1,19 +1,20 @@
 """Who is in the group."""
 
-import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from lmd_worker import ranks
+from lmd_worker import cores, ranks
 from lmd_worker.errors import RankError
 
 
 def test_one_process_has_no_process_group(make_model_directory, make_settings, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    brief = []
+    monkeypatch.setattr(cores, "let_brief_threads_in", lambda: brief.append("let in"))
     group = ranks.join(make_settings(make_model_directory(), strategy="None"))
+    assert brief == ["let in"]
     assert (group.rank, group.size, str(group.device), group.control) == (0, 1, "cpu", None)
     assert group.gather_text("words") == ["words"]
     group.barrier()
@@ -41,24 +42,3 @@ def test_a_world_size_that_is_no_number_is_refused(make_model_directory, make_se
 def test_importing_ranks_loads_no_torch():
     code = "import sys, lmd_worker.ranks, lmd_worker.loading; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_thread_that_waits_for_peers_takes_no_core_from_one_that_runs():
-    """Threads of gloo that were woken by a message took the core of its sender, and polled for its lock until the time slice was over."""
-    policies = []
-
-    def note():
-        policies.append(os.sched_getscheduler(0))
-
-    def join():
-        ranks._wake_without_preempting()
-        note()
-        later = threading.Thread(target=note)
-        later.start()
-        later.join()
-
-    thread = threading.Thread(target=join)
-    thread.start()
-    thread.join()
-    assert policies == [os.SCHED_BATCH, os.SCHED_BATCH], "its own and that of a thread made by it"
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -12,7 +12,16 @@ from lmd_worker.api.generation import Answer, Call, Part
 from lmd_worker.api.routes import routes
 from lmd_worker.engine.protocol import EngineStats, Progress, RequestTiming, Sampling, TokenLogprobs
 from lmd_worker.errors import BadRequestError
-from lmd_worker.sessions import ENGINE_GONE, LONGEST_STEP_SECONDS, SILENCE_SECONDS, SILENT_LOOKS, STEP_SECONDS, Row, Sessions
+from lmd_worker.sessions import (
+    ENGINE_GONE,
+    LONGEST_STEP_SECONDS,
+    RETURN_SECONDS,
+    SILENCE_SECONDS,
+    SILENT_LOOKS,
+    STEP_SECONDS,
+    Row,
+    Sessions,
+)
 
 END = 300
 
@@ -182,6 +191,19 @@ def test_a_step_with_nothing_to_say_ends_with_a_turn_so_that_the_next_begins_wit
     bench.engine.turn_seconds = 2 * STEP_SECONDS
     bench.step("a")
     assert bench.engine.now == pytest.approx(3.2 * STEP_SECONDS), "not before a turn has ended"
+
+
+def test_who_has_got_an_answer_and_asks_again_begins_with_the_next_turn(bench: Bench) -> None:
+    """It waited for the end of the turn that had begun, and for the one after."""
+    bench.step(("a", {"prompt": "hi"}), ("b", {"prompt": "hi"}))
+    bench.engine.says("a", "yes", "stop", END)
+    assert [answer.part for answer in bench.step("a", "b")] == [Part.LAST, Part.MORE]
+    began = bench.engine.now
+    bench.step("b")
+    assert bench.engine.now == pytest.approx(began + RETURN_SECONDS), "in the midst of a turn"
+    bench.step("b", ("c", {"prompt": "hi"}))
+    assert "c.0" in bench.engine.submitted
+    assert bench.engine.now == pytest.approx(began + RETURN_SECONDS + LONGEST_STEP_SECONDS), "once"
 
 
 def test_sampling_is_handed_on_and_top_k_kept_within_the_vocabulary(bench: Bench) -> None:

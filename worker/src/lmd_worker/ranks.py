@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lmd_worker import verification
+from lmd_worker import cores, verification
 from lmd_worker.errors import RankError
 from lmd_worker.report import CPUS, RankReport
 from lmd_worker.settings import Settings
@@ -117,6 +117,8 @@ def join(settings: Settings) -> Group:
         )
     device = _device(settings, local_rank)
     if size == 1:
+        if device.type == "cpu":
+            cores.let_brief_threads_in()
         return Group(rank=0, size=1, device=device)
 
     import torch.distributed as dist
@@ -124,7 +126,7 @@ def join(settings: Settings) -> Group:
     backend = Group(rank, size, device).backend
     store = _assembled(rank, size)
     if device.type == "cpu":
-        _wake_without_preempting()
+        cores.wake_without_preempting()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=LOADING_TIMEOUT_SECONDS))
     patience = timedelta(seconds=settings.collective_timeout_seconds)
     everyone = list(range(size))
@@ -188,17 +190,6 @@ def _assembled(rank: int, size: int) -> Any:
         ) from error
     store.set_timeout(timedelta(seconds=LOADING_TIMEOUT_SECONDS))
     return store
-
-
-def _wake_without_preempting() -> None:
-    """Schedule this thread, and those it makes from now on, as batch work: what arrives for one never takes a core from a running thread.
-
-    gloo's thread for arrivals only tries the lock of a connection, and polls for as long as a sender has it (gloo, transport/tcp/pair.cc,
-    `Pair::handleEvents`). A sender that it has taken the core from gets that back at the end of a time slice: with three ranks on two
-    cores a reduction took 3.0 ms instead of 0.7 (tests/bench/reduction_bench.py). Where this is not allowed, all is as it was.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _device(settings: Settings, local_rank: int) -> torch.device:

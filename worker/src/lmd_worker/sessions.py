@@ -30,6 +30,8 @@ STEP_SECONDS = 0.1
 """After this long a step ends with the engine's turn, though there be nothing to say: requests that have arrived are seen by the next."""
 LONGEST_STEP_SECONDS = 0.5
 """And after this long in the midst of a turn."""
+RETURN_SECONDS = 0.02
+"""So long when the step before has ended an answer: its client may ask again at once, and then begins with the next turn."""
 SILENCE_SECONDS = 2.0
 """Without a step for this long while requests run, all clients are gone: the transport stops asking when nobody is left."""
 SILENT_LOOKS = 10
@@ -70,6 +72,7 @@ class Sessions:
         self._refused: Counter[int] = Counter()
         self._last_step = clock()
         self._silent_looks = 0
+        self._may_return = False
 
     @property
     def running(self) -> int:
@@ -95,6 +98,7 @@ class Sessions:
             else:
                 self._wait_for_news()
             answers = [at_once.get(row.request_id) or self._next_piece(row.request_id) for row in rows]
+            self._may_return = any(answer.part is not Part.MORE for answer in answers)
             self._publish_count()
             self._last_step = self._clock()
             self._silent_looks = 0
@@ -247,13 +251,14 @@ class Sessions:
 
     def _wait_for_news(self) -> None:
         begun = self._clock()
+        enough, longest = (RETURN_SECONDS, RETURN_SECONDS) if self._may_return else (STEP_SECONDS, LONGEST_STEP_SECONDS)
         while True:
             self._collect()
             waiting = [choice.engine_id for session in self._open.values() for choice in session.running]
             waited = self._clock() - begun
-            if waited >= STEP_SECONDS or not waiting or any(session.has_news for session in self._open.values()):
+            if waited >= enough or not waiting or any(session.has_news for session in self._open.values()):
                 return
-            self._engine.wait(waiting, LONGEST_STEP_SECONDS - waited)
+            self._engine.wait(waiting, longest - waited)
 
     def _collect(self) -> None:
         """Move the engine's news into the sessions."""

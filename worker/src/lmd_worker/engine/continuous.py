@@ -19,7 +19,6 @@ from lmd_worker.engine.ledger import Ticket
 from lmd_worker.engine.messages import Turn, head_length, pack, tail_length, unpack
 from lmd_worker.engine.pace import Pace
 from lmd_worker.engine.pages import Pages
-from lmd_worker.engine.patience import Patience
 from lmd_worker.engine.running import HEARTBEAT_SECONDS, RunningEngine, news_of
 from lmd_worker.engine.sampling import choose
 from lmd_worker.engine.schedule import Arrival, Batch, Schedule
@@ -35,7 +34,6 @@ class ContinuousEngine(RunningEngine):
         self._core = Core(model, Schedule(pages, group.device))
         self._pages = pages
         self._pace = Pace()
-        self._patience = Patience(shares_cores=group.device.type == "cpu")
         self._running: dict[int, Ticket] = {}
         self._told: Mapping[int, int] = {}
         self._woken = 0.0
@@ -61,7 +59,6 @@ class ContinuousEngine(RunningEngine):
                 seconds = time.monotonic() - self._woken
                 self._pace.learn(seconds, answering, batch.prompt_tokens)
                 self._count_turn(seconds)
-                self._let_others_speak(seconds)
 
     def _follow(self) -> None:
         concurrency = self._concurrency
@@ -110,12 +107,6 @@ class ContinuousEngine(RunningEngine):
         choices = choose(scores, [None if ticket.over else ticket.chooser for ticket in tickets])
         self._ledger.publish([news_of(ticket, choice) for ticket, choice in zip(tickets, choices, strict=True)])
         return {place: choice.token for place, choice in zip(batch.asking, choices, strict=True)}
-
-    def _let_others_speak(self, turn_seconds: float) -> None:
-        """Wait until what this turn brought has been passed on and who has come meanwhile is here, if that is worth it."""
-        seconds = self._patience.seconds(turn_seconds)
-        if seconds:
-            self._patience.learn(self._ledger.wait_for_listener(seconds))
 
     def _cache_blocks(self) -> tuple[int | None, int | None]:
         return self._pages.used, self._pages.total

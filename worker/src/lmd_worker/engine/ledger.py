@@ -90,8 +90,6 @@ class Ledger:
         self._timings: deque[RequestTiming] = deque(maxlen=KEPT_TIMINGS)
         self._last_end: float | None = None
         self._seconds_between_ends = 0.0
-        self._listeners = 0
-        self._is_passed_on = True
 
     def add(self, ticket: Ticket) -> None:
         """Queue a request; once closed it ends at once with reason "error".
@@ -148,25 +146,13 @@ class Ledger:
                         item.ticket.logprobs.append(item.logprobs)
                 if item.finish_reason is not None:
                     self._end(item.ticket, item.finish_reason, item.error)
-            self._is_passed_on = not self.has_listener
             self._changed.notify_all()
-
-    def wait_for_listener(self, timeout_seconds: float) -> bool:
-        """Return whether a caller who waited for what was published last waits again, or will within the timeout; if none did, True."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._is_passed_on or self._closed is not None, timeout_seconds)
 
     def wait(self, request_ids: Iterable[str], timeout_seconds: float) -> None:
         """Return when any of these has news or is not known, or after the timeout."""
         ids = tuple(request_ids)
         with self._changed:
-            self._listeners += 1
-            self._is_passed_on = True
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(lambda: any(self._has_news(request_id) for request_id in ids), timeout_seconds)
-            finally:
-                self._listeners -= 1
+            self._changed.wait_for(lambda: any(self._has_news(request_id) for request_id in ids), timeout_seconds)
 
     def progress(self, request_id: str) -> Progress:
         """Take the news of one request and forget it once it has ended. An unknown id has been cancelled."""
@@ -203,11 +189,6 @@ class Ledger:
                     self._end(ticket, "error", self._closed)
             self._waiting.clear()
             self._changed.notify_all()
-
-    @property
-    def has_listener(self) -> bool:
-        """Whether somebody waits for news."""
-        return self._listeners > 0
 
     @property
     def closed(self) -> bool:
