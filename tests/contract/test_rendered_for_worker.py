@@ -27,7 +27,7 @@ from lmd_operator.rendering.layout import POD, Layout
 from lmd_operator.resources.desired import Desired, desired, document
 from lmd_operator.resources.environment import JAVA_BESIDE_RANKS
 from lmd_operator.settings import Settings as OperatorSettings
-from lmd_worker import bootstrap, custom, haproxy, mounts, probes, rundir
+from lmd_worker import bootstrap, custom, haproxy, mounts, probe_server, probes, rundir
 from lmd_worker import environment as worker_environment
 from lmd_worker import front_door as worker_front_door
 from lmd_worker.__main__ import COMMANDS
@@ -109,6 +109,7 @@ def test_the_worker_reads_the_environment_of_the_pod(manifest: Path) -> None:
         model_store=Path("/store"),
         config_directory=Path("/etc/lmd"),
         run_directory=Path("/tmp/lmd"),
+        probes_address=":8406",
         api_keys_directory=None,
         temporary_directory=Path("/tmp"),
         log_location=Path("/tmp/logs"),
@@ -171,6 +172,7 @@ VARIABLES = {
     names.ENV_MODEL_STORE: worker_environment.MODEL_STORE,
     names.ENV_CONFIG_DIR: worker_environment.CONFIG_DIRECTORY,
     names.ENV_RUN_DIR: worker_environment.RUN_DIRECTORY,
+    names.ENV_PROBES_ADDRESS: worker_environment.PROBES_ADDRESS,
     names.ENV_TERMINATION_MESSAGE: worker_environment.TERMINATION_MESSAGE_PATH,
     names.ENV_JAVA_OPTIONS: worker_environment.JAVA_OPTIONS,
     names.ENV_API_KEYS_DIR: worker_environment.API_KEYS_DIRECTORY,
@@ -229,13 +231,21 @@ def test_the_pod_runs_commands_that_the_worker_has() -> None:
     called = [
         container["command"],
         container["startupProbe"]["exec"]["command"],
-        container["readinessProbe"]["exec"]["command"],
         container["lifecycle"]["preStop"]["exec"]["command"],
     ]
     assert all(command[0] == names.WORKER_COMMAND and len(command) == 2 for command in called)
     assert {command[1] for command in called} <= COMMANDS.keys()
     probe = container["startupProbe"]
     assert min(probe["periodSeconds"], probe["timeoutSeconds"]) > probes.STARTED_SECONDS, "it ends before it is given up or asked again"
+
+
+def test_the_kubelet_asks_where_the_worker_answers() -> None:
+    (deployment,) = [content for content in map(document, rendered(EXAMPLES[0]).resources) if content["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    asked = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+    assert [probe["path"] for probe in asked] == list(probe_server.LOOKS)
+    address = Environment.from_variables(pod_variables(rendered(EXAMPLES[0]))).probes_address
+    assert {f":{probe['port']}" for probe in asked} == {address} == {Environment.from_variables({}).probes_address}
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +398,8 @@ def test_the_worker_starts_with_what_the_real_archiver_makes(tmp_path: Path, for
     variables = {"PATH": os.environ["PATH"], **container.environment}
     here = Path.cwd()
     try:
-        problems = bootstrap.serve(Environment.from_variables(variables), variables, lambda *given: started.append(given[1]))
+        environment = Environment.from_variables(variables)
+        problems = bootstrap.serve(environment, variables, lambda *given: started.append(given[1]), lambda *_: None)
     finally:
         os.chdir(here)
     assert problems == []

@@ -47,6 +47,7 @@ class Frontend:
         self.run_directory = directory / "run"
         self.last_words = directory / "last-words"
         self.inference_port, self.management_port = ports[:2]
+        self.probes_port = ports[5]
         self.log = directory / "log"
         self.variables = {
             **os.environ,
@@ -54,6 +55,7 @@ class Frontend:
             "LMD_MODEL_STORE": str(directory / "store"),
             "LMD_CONFIG_DIR": str(directory / "config"),
             "LMD_RUN_DIR": str(self.run_directory),
+            "LMD_PROBES_ADDRESS": f"127.0.0.1:{self.probes_port}",
             "LMD_TERMINATION_MESSAGE_PATH": str(self.last_words),
             "LMD_JAVA_OPTIONS": "-Xmx256m",
             "LMD_DRAIN_LAG_SECONDS": "0",
@@ -75,6 +77,15 @@ class Frontend:
                 self.family.setdefault(process.pid, process)
         return [process for process in self.family.values() if _lives(process)]
 
+    def besides(self) -> list[psutil.Process]:
+        """What lives besides the frontend and the process that answers its probes."""
+        found = []
+        for process in self.see():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != self.process.pid and "lmd_worker.probe_server" not in process.cmdline():
+                    found.append(process)
+        return found
+
     def ranks(self) -> dict[int, psutil.Process]:
         """The living ranks by number."""
         found = {}
@@ -85,9 +96,19 @@ class Frontend:
         return found
 
     def command(self, name: str) -> tuple[int, str]:
-        """Run a probe or the drain as the kubelet does."""
+        """Run the start-up probe or the drain as the kubelet does."""
         done = subprocess.run([sys.executable, "-m", "lmd_worker", name], env=self.variables, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.strip()
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """Ask `/livez` or `/readyz` as the kubelet does; (0, "") while nobody listens."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.probes_port, timeout=DEADLINE_SECONDS)) as connection:
+            try:
+                connection.request("GET", path)
+            except ConnectionRefusedError:
+                return 0, ""
+            with connection.getresponse() as response:
+                return response.status, response.read().decode().strip()
 
     @contextlib.contextmanager
     def open(
@@ -174,12 +195,12 @@ def _starter(factory: pytest.TempPathFactory, wait_until: Callable[..., Any]) ->
 
     def begin(*, ready: bool = True, handler: str = "echo_handler", **variables: str) -> Frontend:
         directory = factory.mktemp("f")
-        ports = free_ports(5)
+        ports = free_ports(6)
         _write_files(directory, ports, handler)
         frontend = Frontend(directory, ports, variables)
         started.append(frontend)
         if ready:
-            wait_until("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.command("ready")[0] == 0)
+            wait_until("the model is ready or dead", lambda: frontend.ping() not in (None, 200) or frontend.probe("/readyz")[0] == 200)
             assert frontend.ping() == 200, frontend.log.read_text()
             assert set(frontend.ranks()) == set(range(RANKS))
         return frontend

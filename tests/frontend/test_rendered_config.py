@@ -136,8 +136,8 @@ class Frontend:
 
 
 def _layout(directory: Path, ports: list[int]) -> Layout:
-    front_door = {"api_port", "operations_port"}
-    names = [field.name for field in dataclasses.fields(Layout) if field.name.endswith("_port") and field.name not in front_door]
+    others = {"api_port", "operations_port", "probes_port"}
+    names = [field.name for field in dataclasses.fields(Layout) if field.name.endswith("_port") and field.name not in others]
     given = dict(zip(names, ports, strict=True))
     return Layout(root=str(directory), models=f"{directory}/models", shared_memory=f"{directory}/shm", **given)
 

@@ -130,8 +130,8 @@ def test_nothing_is_empty_where_something_was_meant(manifest: Path) -> None:
 def test_probes_and_the_drain_say_what_to_do(manifest: Path) -> None:
     (container,) = children(manifest)["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["startupProbe"]["exec"] == {"command": ["lmd-worker", "started"]}
-    assert container["readinessProbe"]["exec"] == {"command": ["lmd-worker", "ready"]}
-    assert container["livenessProbe"]["exec"] == {"command": ["lmd-worker", "alive"]}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 8406}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 8406}
     assert container["lifecycle"] == {"preStop": {"exec": {"command": ["lmd-worker", "drain"]}}}
 
 

@@ -217,8 +217,8 @@ def test_no_variable_of_ours_can_be_set_in_the_template() -> None:
 def test_readiness_and_liveness_ask_different_questions(worker: dict[str, Any]) -> None:
     """TorchServe's /ping is 200 before any rank has loaded: it may restart a pod, never make it ready."""
     ready, alive = worker["readinessProbe"], worker["livenessProbe"]
-    assert alive["exec"] == {"command": ["lmd-worker", "alive"]}
-    assert ready["exec"] == {"command": ["lmd-worker", "ready"]}
+    assert alive["httpGet"] == {"path": "/livez", "port": 8406}
+    assert ready["httpGet"] == {"path": "/readyz", "port": 8406}
     assert worker["startupProbe"]["exec"] == {"command": ["lmd-worker", "started"]}
 
 

@@ -60,6 +60,7 @@ class Container:
             "LMD_MODEL_STORE": str(root / "store"),
             "LMD_CONFIG_DIR": str(root / "config"),
             "LMD_RUN_DIR": str(root / "run"),
+            "LMD_PROBES_ADDRESS": "127.0.0.1:0",
             "LMD_JAVA_OPTIONS": "-Xmx64m -XX:+ExitOnOutOfMemoryError",
             "LMD_TERMINATION_MESSAGE_PATH": str(root / "last-words"),
             "LOCAL_SIZE": "2",
@@ -216,7 +217,7 @@ def test_every_problem_is_told_and_left_as_last_words(container: Container) -> N
     last_words.write_text("of an earlier container\n")
     started: list[object] = []
     environment = Environment.from_variables(container.variables)
-    problems = bootstrap.serve(environment, container.variables, lambda *arguments: started.append(arguments))
+    problems = bootstrap.serve(environment, container.variables, lambda *given: started.append(given), lambda *given: started.append(given))
     assert len(problems) == 3
     assert last_words.read_text() == " ".join(problems) + "\n"
     assert started == []
@@ -305,8 +306,11 @@ def test_a_restarted_container_starts_afresh_with_the_chosen_java(container: Con
     container.variables["JAVA_HOME"] = str(container.root)
     started: list[str] = []
     environment = Environment.from_variables(container.variables)
-    assert bootstrap.serve(environment, container.variables, lambda program, *_: started.append(program)) == []
-    assert started == [f"{container.root}/bin/java"]
+    problems = bootstrap.serve(
+        environment, container.variables, lambda program, *_: started.append(program), lambda address, _: started.append(address)
+    )
+    assert problems == []
+    assert started == ["127.0.0.1:0", f"{container.root}/bin/java"]
     assert not rundir.is_draining(run)
 
 
@@ -323,9 +327,23 @@ def test_something_in_the_working_directory_is_refused(container: Container) -> 
     # a file there would be taken for the model, whose name TorchServe looks up in its working directory first
     (container.root / "run" / "empty" / "m").mkdir(parents=True)
     there = Path.cwd()
-    problems = bootstrap.serve(Environment.from_variables(container.variables), container.variables, lambda *_: None)
+    problems = bootstrap.serve(Environment.from_variables(container.variables), container.variables, lambda *_: None, lambda *_: None)
     assert problems == [f"{container.root}/run/empty: must be empty; remove what is in it."]
     assert Path.cwd() == there
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:x", "127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:{taken}"])
+def test_probes_need_a_port_of_their_own(container: Container, address: str) -> None:
+    started: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        given = address.format(taken=other.getsockname()[1])
+        container.variables["LMD_PROBES_ADDRESS"] = given
+        environment = Environment.from_variables(container.variables)
+        (problem,) = bootstrap.serve(environment, container.variables, lambda *arguments: started.append(arguments))
+    assert problem.startswith(f"LMD_PROBES_ADDRESS is {given!r}: ")
+    assert problem.endswith("; give HOST:PORT, or :PORT, of a free port.")
+    assert (container.root / "last-words").read_text() == f"{problem}\n"
+    assert started == []
 
 
 def test_the_server_s_configuration_is_where_the_operator_mounts_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -16,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from lmd_worker import liveness, probes, properties, rundir
+from lmd_operator.local.ports import free_ports
+from lmd_worker import probes, properties, rundir
 from lmd_worker.environment import Environment, seconds
 from lmd_worker.probes import Finding
 
@@ -299,49 +302,80 @@ def test_commands_end_with_their_finding(frontend: FakeFrontend, environment: En
         done = subprocess.run([sys.executable, "-m", "lmd_worker", *arguments], env=variables, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, "usage: lmd-worker" in done.stderr
 
-    assert run("ready") == (0, "workers of m: READY\n", False)
-    assert run("alive") == (0, "/ping answered 200\n", False)
+    assert run("started") == (0, "workers of m: READY\n", False)
     assert run("drain") == (0, "drained\n", False)
-    assert run("ready") == (1, "draining\n", False)
-    assert run() == run("fly") == run("ready", "now") == (2, "", True)
+    assert run() == run("fly") == run("started", "now") == (2, "", True)
     assert run("--help")[0] == 0
     frontend.answers["/ping"] = (500, "")
-    assert run("alive") == (1, "/ping answered 500\n", False)
+    rundir.clear(environment.run_directory)
+    frontend.answers[MODEL_PATH] = FakeFrontend.model("UNLOADING")
+    assert run("started") == (1, "/ping answered 500\n", False)
 
 
-def test_probes_import_no_heavy_library() -> None:
+def test_the_start_up_probe_imports_no_heavy_library() -> None:
     program = (
         "import lmd_worker.__main__, lmd_worker.probes, sys; print(sorted({'pydantic', 'yaml', 'torch', 'http.client'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_worker_that_is_well_is_found_alive_without_slow_imports(frontend: FakeFrontend, variables: dict[str, str]) -> None:
-    """With them a probe took 48 ms of a core, 2.4 % of what a rank on two cores computes with."""
-    slow = {"dataclasses", "pathlib", "typing", "json", "signal", "inspect", "lmd_worker.environment", "lmd_worker.probes"}
-    program = (
-        "import sys; before = set(sys.modules); from lmd_worker.__main__ import main; main(['alive']); "
-        f"print({slow} & set(sys.modules) - before)"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", program], env=variables, capture_output=True, text=True, check=True)
-    assert done.stdout == "/ping answered 200\nset()\n"
+@pytest.fixture
+def frontend_process(variables: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A process that starts the probe server and then becomes another program, as `serve` does; and the port."""
+    port = free_ports(1)[0]
+    become = "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import sys; sys.stdin.read()'])"
+    program = f"import os; from lmd_worker import probe_server; probe_server.start('127.0.0.1:{port}', os.environ); {become}"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", program], env=variables, stdin=subprocess.PIPE, stderr=log)
+    yield process, port
+    process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("config", "is_well"),
-    [
-        pytest.param("inference_address={url}\n", True, id="a plain address"),
-        pytest.param("inference_address=http://127.0.0.1:1\n", False, id="nobody there"),
-        pytest.param("inference_address=nonsense\n", False, id="no address"),
-        pytest.param("", False, id="none, for the usual probe to find"),
-    ],
-)
-def test_what_is_not_the_usual_good_answer_is_left_to_the_probes(
-    frontend: FakeFrontend, tmp_path: Path, config: str, *, is_well: bool
+def _ask(port: int, path: str) -> tuple[int, str]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_probes_are_answered_over_http_until_the_frontend_ends(
+    frontend: FakeFrontend,
+    environment: Environment,
+    frontend_process: tuple[subprocess.Popen[bytes], int],
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
 ) -> None:
-    assert not liveness.is_well({"LMD_CONFIG_DIR": str(tmp_path)})
-    (tmp_path / "config.properties").write_text(config.format(url=f"http://127.0.0.1:{frontend.port}"))
-    assert liveness.is_well({"LMD_CONFIG_DIR": str(tmp_path)}) == is_well
+    process, port = frontend_process
+    wait_until("the probe server listens", lambda: _listens(port))
+    assert _ask(port, "/readyz") == (200, "workers of m: READY\n")
+    assert _ask(port, "/livez") == (200, "/ping answered 200\n")
+    assert _ask(port, "/")[0] == 404
+    rundir.set_draining(environment.run_directory)
+    assert _ask(port, "/readyz") == _ask(port, "/readyz") == (503, "draining\n")
+    frontend.answers["/ping"] = (500, "")
+    assert _ask(port, "/livez") == (503, "/ping answered 500\n")
+    frontend.answers["/ping"] = (200, "")
+    assert _ask(port, "/livez")[0] == 200
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "lmd-worker: not ready: draining",
+        "lmd-worker: not alive: /ping answered 500",
+        "lmd-worker: alive: /ping answered 200",
+    ], "one line a change, however often it is asked"
+    process.communicate()
+    wait_until("the probe server has ended", lambda: not _listens(port))
+
+
+def test_a_slow_client_delays_no_probe(frontend_process: tuple[subprocess.Popen[bytes], int], wait_until: Callable[..., Any]) -> None:
+    _, port = frontend_process
+    wait_until("the probe server listens", lambda: _listens(port))
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(b"GET /livez")
+        assert _ask(port, "/livez") == (200, "/ping answered 200\n")
 
 
 def test_properties_are_read_as_java_does() -> None:

@@ -1,33 +1,30 @@
 """`lmd-worker`: what a worker container runs, and what the kubelet runs in it.
 
-Each command imports only what it needs; `ready` and `alive` run every few seconds.
+Each command imports only what it needs; `started` runs every few seconds beside ranks that load.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from lmd_worker import liveness
+from lmd_worker.environment import Environment
 
-TYPE_CHECKING = False  # as in `typing`; what is imported here, every probe of liveness pays for
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from lmd_worker.environment import Environment
     from lmd_worker.probes import Finding
 
-ENDED_STATUS = 128 + 15
-"""As of a shell whose command SIGTERM has ended, and of the model server."""
+ENDED_STATUS = 128 + signal.SIGTERM
+"""As of a shell whose command was ended, and of the model server."""
 USAGE = """usage: lmd-worker COMMAND
 
   fetch   bring the weights, whole and verified, or say why not (init container)
   remove  give up a model in a shared cache; it goes with its last user (Job)
-  serve   check what is mounted, then become the model server (the container's command)
+  serve   check what is mounted, answer probes, and become the model server (the container's command)
   inspect say what a model is, from its configuration and headers (Job; with a source, on a terminal: see lmd inspect --help)
   started end with 0 when the model is loaded; end the model server when it never will be (startup probe)
-  ready   end with 0 when the model answers and no drain has begun (readiness probe)
-  alive   end with 0 when no rank has died (liveness probe)
   drain   turn unready and wait for running answers (pre-stop hook)
 
   merge ARCHIVE   show what becomes of an archive's own configuration (used by lmd render)
@@ -57,8 +54,6 @@ def remove(environment: Environment) -> int:
 
 def serve(environment: Environment) -> int:
     """Become the model server, or say what forbids it."""
-    import signal
-
     # process 1 has no default action for it, and would become the model server all the same
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_STATUS))
     from lmd_worker import bootstrap
@@ -74,20 +69,6 @@ def started(environment: Environment) -> int:
     from lmd_worker import probes
 
     return _tell(probes.started(environment))
-
-
-def ready(environment: Environment) -> int:
-    """Probe for readiness."""
-    from lmd_worker import probes
-
-    return _tell(probes.ready(environment))
-
-
-def alive(environment: Environment) -> int:
-    """Probe for liveness."""
-    from lmd_worker import probes
-
-    return _tell(probes.alive(environment))
 
 
 def drain(environment: Environment) -> int:
@@ -119,8 +100,6 @@ COMMANDS: dict[str, Callable[[Environment], int]] = {
     "remove": remove,
     "serve": serve,
     "started": started,
-    "ready": ready,
-    "alive": alive,
     "drain": drain,
     "front-door": front_door,
 }
@@ -129,9 +108,6 @@ COMMANDS: dict[str, Callable[[Environment], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 or 1, 2 for a wrong command line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["alive"] and liveness.is_well(os.environ):
-        print(liveness.WORDS)
-        return 0
     if given in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
@@ -146,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) != 1 or given[0] not in COMMANDS:
         print(USAGE, end="", file=sys.stderr)
         return 2
-    from lmd_worker.environment import Environment
-
     return COMMANDS[given[0]](Environment.from_variables(os.environ))
 
 

@@ -1,4 +1,4 @@
-"""The container's command: check what is mounted, then become the Java frontend, which is then process 1.
+"""The container's command: check what is mounted, start what answers probes, then become the Java frontend, process 1.
 
 TorchServe's own launcher stays in front of the JVM, ignores SIGTERM as process 1 and always ends with 0.
 """
@@ -12,16 +12,19 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lmd_worker import archives, lastwords, metrics, mounts, rundir
+from lmd_worker import archives, lastwords, metrics, mounts, probe_server, rundir
 from lmd_worker.environment import LOG_LOCATION, METRICS_LOCATION, TEMPORARY_DIRECTORY, Environment
 from lmd_worker.errors import SettingsError
 
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 
 Execute = Callable[[str, list[str], Mapping[str, str]], object]
+Answer = Callable[[str, Mapping[str, str]], object]
 
 
-def serve(environment: Environment, variables: Mapping[str, str], execute: Execute = os.execvpe) -> list[str]:
+def serve(
+    environment: Environment, variables: Mapping[str, str], execute: Execute = os.execvpe, answer: Answer = probe_server.start
+) -> list[str]:
     """Replace this process by the frontend; return only with the problems that forbid it, also left as last words."""
     lastwords.clear(environment.termination_message_path)
     try:
@@ -31,7 +34,7 @@ def serve(environment: Environment, variables: Mapping[str, str], execute: Execu
     else:
         problems = mounts.problems(environment, variables)
     if not problems:
-        problems = _enter(environment, variables, execute)
+        problems = _enter(environment, variables, execute, answer)
     if problems:
         lastwords.write(environment.termination_message_path, " ".join(problems))
     return problems
@@ -87,7 +90,7 @@ def site_packages() -> Path:
     return Path(found.submodule_search_locations[0]).parent
 
 
-def _enter(environment: Environment, variables: Mapping[str, str], execute: Execute) -> list[str]:
+def _enter(environment: Environment, variables: Mapping[str, str], execute: Execute, answer: Answer) -> list[str]:
     java = mounts.find_java(variables)
     if java is None:
         return ["java: not found."]
@@ -101,6 +104,7 @@ def _enter(environment: Environment, variables: Mapping[str, str], execute: Exec
         if any(empty.iterdir()):
             return [f"{empty}: must be empty; remove what is in it."]
         rundir.write_frontend(environment.run_directory, os.getpid())
+        answer(environment.probes_address, variables)
         os.chdir(empty)
         execute(java, command(environment, java, empty), process_variables(environment, variables))
     except SettingsError as error:

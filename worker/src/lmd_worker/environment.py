@@ -1,6 +1,6 @@
 """The environment a worker container is given, name by name, and where it leaves what other processes read.
 
-Imports the standard library only and little of it: the probes start a fresh interpreter every few seconds.
+Imports the standard library only and little of it: the start-up probe is a fresh interpreter every few seconds.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmd_worker import properties
-
 MODEL_NAME = "LMD_MODEL_NAME"
 """The model's name in URLs, in MANIFEST.json and as the directory in the store. Required."""
 MODEL_STORE = "LMD_MODEL_STORE"
 """The directory that holds the model directory. Default /store."""
-CONFIG_DIRECTORY = properties.CONFIG_DIRECTORY
+CONFIG_DIRECTORY = "LMD_CONFIG_DIR"
 """The directory that holds config.properties. Default /etc/lmd."""
 RUN_DIRECTORY = "LMD_RUN_DIR"
 """Where a pod's processes leave what the probes, the drain and the status read. Default /tmp/lmd."""
+PROBES_ADDRESS = "LMD_PROBES_ADDRESS"
+"""HOST:PORT where the container answers its probes; without a host on every address. Default :8406."""
 API_KEYS_DIRECTORY = "LMD_API_KEYS_DIR"
 """The mounted Secret of API keys, a file a key; read by the front door. Default: no key is asked for."""
 TEMPORARY_DIRECTORY = "TEMP"
@@ -45,6 +45,7 @@ class Environment:
     model_store: Path
     config_directory: Path
     run_directory: Path
+    probes_address: str
     api_keys_directory: Path | None
     temporary_directory: Path
     log_location: Path
@@ -66,8 +67,9 @@ class Environment:
         return cls(
             model_name=variables.get(MODEL_NAME, ""),
             model_store=path(MODEL_STORE, Path("/store")),
-            config_directory=path(CONFIG_DIRECTORY, Path(properties.DEFAULT_DIRECTORY)),
+            config_directory=path(CONFIG_DIRECTORY, Path("/etc/lmd")),
             run_directory=run_directory,
+            probes_address=variables.get(PROBES_ADDRESS) or ":8406",
             api_keys_directory=Path(api_keys) if api_keys else None,
             temporary_directory=path(TEMPORARY_DIRECTORY, Path("/tmp")),
             log_location=log_location,
@@ -84,7 +86,7 @@ class Environment:
     @property
     def server_config(self) -> Path:
         """TorchServe's own configuration."""
-        return self.config_directory / properties.FILE
+        return self.config_directory / "config.properties"
 
 
 def seconds(variables: Mapping[str, str], name: str, default: float) -> float:

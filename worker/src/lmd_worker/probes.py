@@ -1,4 +1,4 @@
-"""What the kubelet asks of the worker container, as commands: `started`, `ready`, `alive`, and `drain` before it ends.
+"""What the kubelet asks of the worker container: `started`, then `ready` and `alive`, and `drain` before it ends.
 
 `ready` needs a worker that says READY, as `/ping` is 200 from the first second on, before any rank exists.
 """

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as in `typing`; what is imported here, every probe of liveness pays for
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
 
-CONFIG_DIRECTORY = "LMD_CONFIG_DIR"
-"""The variable that names the directory of config.properties."""
-DEFAULT_DIRECTORY = "/etc/lmd"
-FILE = "config.properties"
 DEFAULT_ADDRESSES = {"inference_address": "http://127.0.0.1:8080", "management_address": "http://127.0.0.1:8081"}
 """TorchServe's own defaults."""
-
-
-def path(variables: Mapping[str, str]) -> str:
-    """Return where config.properties is; an empty variable counts as absent."""
-    return f"{variables.get(CONFIG_DIRECTORY) or DEFAULT_DIRECTORY}/{FILE}"
 
 
 def parse(text: str) -> dict[str, str]:
@@ -37,8 +27,6 @@ def address(properties: Mapping[str, str], key: str) -> tuple[str, int]:
 
     Raises `ValueError` with a sentence when it is no plain `http://host:port`.
     """
-    from urllib.parse import urlsplit
-
     text = properties.get(key, DEFAULT_ADDRESSES[key])
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""One HTTP GET on loopback, over a bare socket: importing `http.client` would double the time of a probe."""
+"""One HTTP GET on loopback, over a bare socket: importing `http.client` would double the time of a start-up probe."""
 
 from __future__ import annotations
 

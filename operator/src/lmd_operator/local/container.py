@@ -10,6 +10,7 @@ from kubernetes.client.models.v1_config_map import V1ConfigMap
 from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_deployment import V1Deployment
 from kubernetes.client.models.v1_pod_spec import V1PodSpec
+from kubernetes.client.models.v1_probe import V1Probe
 from kubernetes.client.models.v1_volume import V1Volume
 
 from lmd_operator.errors import LocalRunError
@@ -29,21 +30,30 @@ class InitCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class Liveness:
+    """The liveness probe: GET `path` at `port` of this machine's loopback every `period_seconds`, until `failures` in a row."""
+
+    port: int
+    path: str
+    period_seconds: int
+    timeout_seconds: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class LocalContainer:
     """What is needed to run a container without a cluster.
 
-    `startup_seconds` is the whole budget of the startup probe; `liveness_period_seconds` and `liveness_failures` are the
+    `startup_seconds` is the whole budget of the startup probe; what is asked how often for liveness is the
     pod's own. The front door does not run here: clients of this machine reach the worker itself.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    ready_command: Sequence[str]
+    started_command: Sequence[str]
     init_commands: Sequence[InitCommand]
     startup_seconds: int
-    alive_command: Sequence[str]
-    liveness_period_seconds: int
-    liveness_failures: int
+    liveness: Liveness
     termination_message: Path
 
 
@@ -75,21 +85,31 @@ def _init(container: V1Container) -> InitCommand:
 
 
 def _local(container: V1Container, init_commands: Sequence[InitCommand], message: Path) -> LocalContainer:
-    startup, liveness = container.startup_probe, container.liveness_probe
+    startup = container.startup_probe
     if not (startup and startup.var_exec and startup.period_seconds and startup.failure_threshold):
         raise TypeError("the worker container has no startup probe by command")
-    if not (liveness and liveness.var_exec and liveness.period_seconds and liveness.failure_threshold):
-        raise TypeError("the worker container has no liveness probe by command")
     return LocalContainer(
         command=container.command or [],
         environment={variable.name: variable.value for variable in container.env or [] if variable.value is not None},
-        ready_command=startup.var_exec.command or [],
+        started_command=startup.var_exec.command or [],
         init_commands=init_commands,
         startup_seconds=startup.period_seconds * startup.failure_threshold,
-        alive_command=liveness.var_exec.command or [],
-        liveness_period_seconds=liveness.period_seconds,
-        liveness_failures=liveness.failure_threshold,
+        liveness=_liveness(container.liveness_probe),
         termination_message=message,
+    )
+
+
+def _liveness(probe: V1Probe | None) -> Liveness:
+    if not (
+        probe and probe.http_get and probe.http_get.path and probe.period_seconds and probe.timeout_seconds and probe.failure_threshold
+    ):
+        raise TypeError("the worker container has no liveness probe by HTTP")
+    return Liveness(
+        port=int(probe.http_get.port),
+        path=probe.http_get.path,
+        period_seconds=probe.period_seconds,
+        timeout_seconds=probe.timeout_seconds,
+        failures=probe.failure_threshold,
     )
 
 

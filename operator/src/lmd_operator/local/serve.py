@@ -110,9 +110,11 @@ def _patience(deployment: LargeModelDeployment) -> float:
 
 
 def _layout(root: Path, port: int) -> Layout:
-    management, metrics, grpc_inference, grpc_management = free_ports(4)
+    probes, management, metrics, grpc_inference, grpc_management = free_ports(5)
     return Layout(
         root=str(root),
+        probes_host=LOOPBACK,
+        probes_port=probes,
         inference_port=port,
         management_port=management,
         metrics_port=metrics,

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from lmd_operator.errors import LocalRunError
-from lmd_operator.local.container import InitCommand, LocalContainer
+from lmd_operator.local.container import InitCommand, Liveness, LocalContainer
 from lmd_operator.local.janitor import MARK
+from lmd_operator.local.ports import LOOPBACK
 
 LOG_FILE = "worker.log"
 WORKER_LINE = re.compile(r"\b(?P<level>INFO|WARNING|ERROR) rank=0 lmd_worker\S*: (?P<words>.*)")
@@ -62,7 +65,7 @@ class Server:
                 raise LocalRunError(f"the worker ended while starting: {self._cause()}")
             if self._container.termination_message.is_file() and self._last_words():
                 raise LocalRunError(f"the worker could not load the model: {self._cause()}")
-            if self._probe(self._container.ready_command):
+            if self._has_started():
                 return
             if time.monotonic() > deadline:
                 raise LocalRunError(
@@ -72,11 +75,11 @@ class Server:
 
     def wait_until_unhealthy(self) -> str:
         """Return why the worker would be restarted now, once it would; until then, block."""
-        failures = 0
-        while failures < self._container.liveness_failures:
-            if self._ended(self._container.liveness_period_seconds):
+        liveness, failures = self._container.liveness, 0
+        while failures < liveness.failures:
+            if self._ended(liveness.period_seconds):
                 return f"the worker ended: {self._cause()}"
-            failures = 0 if self._probe(self._container.alive_command) else failures + 1
+            failures = 0 if _is_alive(liveness) else failures + 1
         return f"the worker is no longer healthy: {self._cause()}"
 
     def _ended(self, timeout_seconds: float) -> bool:
@@ -86,7 +89,8 @@ class Server:
             return False
         return True
 
-    def _probe(self, command: Sequence[str]) -> bool:
+    def _has_started(self) -> bool:
+        command = self._container.started_command
         try:
             done = subprocess.run(
                 [_command(command[0]), *command[1:]],
@@ -119,6 +123,17 @@ class Server:
             return words
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n".join(["it left no last words; the end of its log:", *lines])
+
+
+def _is_alive(liveness: Liveness) -> bool:
+    connection = HTTPConnection(LOOPBACK, liveness.port, timeout=liveness.timeout_seconds)
+    try:
+        connection.request("GET", liveness.path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def run_init(init: InitCommand, root: Path, termination_message: Path, report: Callable[[str], None]) -> None:

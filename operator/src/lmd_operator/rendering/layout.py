@@ -14,11 +14,14 @@ IMAGE_MODELS = "/models"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Absolute paths under `root` (empty in a pod) and the ports: the front door's two, then TorchServe's, on loopback."""
+    """Absolute paths under `root` (empty in a pod) and the ports: the front door's two, the probes', then TorchServe's, on loopback."""
 
     root: str = ""
     api_port: int = 8000
     operations_port: int = 8405
+    probes_host: str = ""
+    """Where the worker answers probes; empty for every address, as the kubelet asks a pod's."""
+    probes_port: int = 8406
     inference_port: int = 8080
     management_port: int = 8081
     metrics_port: int = 8082

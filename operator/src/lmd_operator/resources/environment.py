@@ -13,6 +13,7 @@ from lmd_operator.names import (
     ENV_LOCAL_SIZE,
     ENV_MODEL_NAME,
     ENV_MODEL_STORE,
+    ENV_PROBES_ADDRESS,
     ENV_RUN_DIR,
     ENV_TERMINATION_MESSAGE,
 )
@@ -34,6 +35,7 @@ def environment(deployment: LargeModelDeployment, plan: Plan, settings: Settings
         ENV_MODEL_STORE: layout.store,
         ENV_CONFIG_DIR: layout.config,
         ENV_RUN_DIR: layout.run,
+        ENV_PROBES_ADDRESS: f"{layout.probes_host}:{layout.probes_port}",
         ENV_TERMINATION_MESSAGE: layout.termination_message,
         ENV_JAVA_OPTIONS: f"-Xmx{settings.java_heap} -XX:+ExitOnOutOfMemoryError{JAVA_BESIDE_RANKS if on_cpu else ''}",
         ENV_DRAIN_LAG_SECONDS: str(DRAIN_LAG_SECONDS),

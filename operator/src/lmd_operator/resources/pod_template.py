@@ -16,6 +16,7 @@ from kubernetes.client.models.v1_container import V1Container
 from kubernetes.client.models.v1_empty_dir_volume_source import V1EmptyDirVolumeSource
 from kubernetes.client.models.v1_env_var import V1EnvVar
 from kubernetes.client.models.v1_exec_action import V1ExecAction
+from kubernetes.client.models.v1_http_get_action import V1HTTPGetAction
 from kubernetes.client.models.v1_key_to_path import V1KeyToPath
 from kubernetes.client.models.v1_lifecycle import V1Lifecycle
 from kubernetes.client.models.v1_lifecycle_handler import V1LifecycleHandler
@@ -37,6 +38,8 @@ from lmd_operator.names import (
     CONTAINER,
     HANDLER_FILE,
     LABEL_REVISION,
+    LIVENESS_PATH,
+    READINESS_PATH,
     WORKER_COMMAND,
 )
 from lmd_operator.planning.plan import Plan
@@ -56,6 +59,8 @@ STARTUP_PERIOD_SECONDS = 3
 """One probe waits for the model for most of it, and says at once when it is loaded."""
 READINESS_PERIOD_SECONDS = 5
 LIVENESS_PERIOD_SECONDS = 2
+PROBE_SECONDS = 5
+"""What the answer to one probe may take."""
 GRACE_MARGIN_SECONDS = 15
 """What ending the JVM and the ranks may take after the last answer, in seconds; measured 3 to 8."""
 SCRATCH_SIZE = "4Gi"
@@ -102,9 +107,9 @@ def _worker(deployment: LargeModelDeployment, plan: Plan, settings: Settings, la
         image=template.image or settings.worker_image,
         command=[WORKER_COMMAND, "serve"],
         env=[*environment(deployment, plan, settings, layout), *sorted(template.env, key=_name_of)],
-        startup_probe=_probe("started", STARTUP_PERIOD_SECONDS, failures=-(-plan.startup.seconds // STARTUP_PERIOD_SECONDS)),
-        readiness_probe=_probe("ready", READINESS_PERIOD_SECONDS, failures=1),
-        liveness_probe=_probe("alive", LIVENESS_PERIOD_SECONDS, failures=2),
+        startup_probe=_startup_probe(plan.startup.seconds),
+        readiness_probe=_probe(READINESS_PATH, layout, READINESS_PERIOD_SECONDS, failures=1),
+        liveness_probe=_probe(LIVENESS_PATH, layout, LIVENESS_PERIOD_SECONDS, failures=2),
         lifecycle=V1Lifecycle(pre_stop=_drain()),
         resources=V1ResourceRequirements(requests=requests or None, limits=limits or None) if requests or limits else None,
         security_context=security.of_container(),
@@ -120,11 +125,22 @@ def _init_containers(deployment: LargeModelDeployment, settings: Settings, layou
     return [*([fetch] if fetch is not None else []), front_door_container(deployment, settings, layout)]
 
 
-def _probe(command: str, period_seconds: int, failures: int) -> V1Probe:
-    """Ask inside the container, as TorchServe listens on loopback. `alive` is true before any rank has loaded, the others are not."""
-    probe = V1Probe(period_seconds=period_seconds, timeout_seconds=5, failure_threshold=failures)
-    probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, command])  # the constructor drops this name (kubernetes 37.0.2)
+def _startup_probe(startup_seconds: int) -> V1Probe:
+    """Wait inside the container for the model; one that fails at last leaves its words in an event."""
+    failures = -(-startup_seconds // STARTUP_PERIOD_SECONDS)
+    probe = V1Probe(period_seconds=STARTUP_PERIOD_SECONDS, timeout_seconds=PROBE_SECONDS, failure_threshold=failures)
+    probe.var_exec = V1ExecAction(command=[WORKER_COMMAND, "started"])  # the constructor drops this name (kubernetes 37.0.2)
     return probe
+
+
+def _probe(path: str, layout: Layout, period_seconds: int, failures: int) -> V1Probe:
+    """Ask the worker's own process for probes, as TorchServe listens on loopback."""
+    return V1Probe(
+        http_get=V1HTTPGetAction(path=path, port=layout.probes_port),
+        period_seconds=period_seconds,
+        timeout_seconds=PROBE_SECONDS,
+        failure_threshold=failures,
+    )
 
 
 def _drain() -> V1LifecycleHandler:
