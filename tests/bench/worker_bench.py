@@ -1,9 +1,10 @@
 """What serving costs: tokens a second and the time to each, through TorchServe, next to the same engine called directly,
 to `transformers serve --continuous-batching`, and to plain `generate` one request after the other.
 
-Every way serves the same model to the same prompts on the same cores, one after the other, warm: a crowd of the largest size goes before
-all, as the frontend's JVM is slow at first, and an answer to each client before each measurement. A stream is a client that sends its next
-request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
+Every way serves the same model to the same prompts on the same cores, warm: a crowd of the largest size goes before all, as the frontend's
+JVM is slow at first, and an answer to each client before each measurement. All wait side by side while one is measured, and each is
+measured twice, there and back (1 2 3 3 2 1), as the speed of shared machines drifts by more than what is to be told apart. A stream is a
+client that sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,16 @@ ROUNDS = 3
 START_SECONDS = 600
 WORDS = ("the sea was calm and the old captain told his crew about a city of glass far beyond the northern mountains " * 12).split()
 WARM_UP = "warm up"
+WARMING_MIX, WARMING_TURN = "documents", -1
+LOADED = "loaded\n"
+"""What a process that calls a model itself says once it can."""
 COLUMNS = ("tokens_per_second", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p99_ms")
 
 Figures = dict[str, float]
 Counted = dict[int, Figures]
 """By the number of streams."""
+Way = Callable[[str, int, int], Figures]
+"""Measures: the name of a mix, the number of streams, the number of the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +68,15 @@ class Mix:
     most_words: int
     answer_tokens: int
 
-    def prompts(self, count: int, streams: int = 1) -> list[str]:
+    def prompts(self, count: int, streams: int = 1, turn: int = 0) -> list[str]:
         """Return prompts, the same every time.
 
-        All begin differently, also those for other numbers of streams, so that no cache of beginnings has a part in it.
+        All begin differently, also those for other numbers of streams and other turns, so that no cache of beginnings has a part in it.
         """
         spread = self.most_words - self.least_words + 1
         turned = (WORDS[index * 7 % len(WORDS) :] + WORDS for index in range(count))
         cut = (words[: self.least_words + index * 53 % spread] for index, words in enumerate(turned))
-        return [f"Story {streams}.{index}: {' '.join(words)}" for index, words in enumerate(cut)]
+        return [f"Story {streams}.{turn}.{index}: {' '.join(words)}" for index, words in enumerate(cut)]
 
     def length(self, prompt: str) -> int:
         """Return how many tokens to answer a prompt with, up to a quarter more or fewer than on average.
@@ -134,18 +140,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-async def drive(url: str, mix: Mix, streams: int, extra: dict[str, Any]) -> Figures:
-    """Send streamed completions to an OpenAI server from so many clients at once."""
+def driven(url: str, most_streams: int, extra: dict[str, Any]) -> Way:
+    """Return how to measure an OpenAI server, warm: streamed completions for so many clients at once."""
 
-    def one(prompt: str) -> Awaitable[Streamed]:
-        return ask(url, prompt, {"max_tokens": mix.length(prompt), **extra})
+    def drive(mix: str, streams: int, turn: int) -> Figures:
+        prompts = MIXES[mix].prompts(requests(streams), streams, turn)
+        return uvloop.run(crowd(lambda text: ask(url, text, {"max_tokens": MIXES[mix].length(text), **extra}), prompts, streams))
 
-    return await crowd(one, mix.prompts(requests(streams), streams), streams)
-
-
-def driven(url: str, streams: Sequence[int], extra: dict[str, Any]) -> dict[str, Counted]:
-    uvloop.run(drive(url, DOCUMENTS, max(streams), extra))
-    return {name: {count: uvloop.run(drive(url, mix, count, extra)) for count in streams} for name, mix in MIXES.items()}
+    drive(WARMING_MIX, most_streams, WARMING_TURN)
+    return drive
 
 
 async def crowd(one: Callable[[str], Awaitable[Answer | Streamed]], texts: Sequence[str], streams: int) -> Figures:
@@ -169,8 +172,9 @@ def warm_up(streams: int) -> list[str]:
     return [f"{WARM_UP} {streams}.{index}" for index in range(streams)]
 
 
-def torchserve(models: Path, ranks: int, streams: Sequence[int], threads: int | None = None) -> dict[str, Counted]:
-    document = served(ranks, max(streams), CONTEXT_TOKENS)
+@contextmanager
+def torchserve(models: Path, ranks: int, most_streams: int, threads: int | None = None) -> Iterator[Way]:
+    document = served(ranks, most_streams, CONTEXT_TOKENS)
     if threads is not None:
         document["spec"]["template"] = {"resources": {"limits": {"cpu": str(threads * ranks)}}}
     with tempfile.TemporaryDirectory() as folder:
@@ -178,14 +182,14 @@ def torchserve(models: Path, ranks: int, streams: Sequence[int], threads: int | 
         manifest.write_text(yaml.safe_dump(document))
         with started([str(BIN / "lmd"), "serve", str(manifest), "--port", "0", "--models", str(models)], r"base URL (\S+?),") as address:
             base = f"{address}/predictions/{NAME}/1.0/v1/completions"
-            wanted = {"model": NAME, "stream_options": {"include_usage": True}}
-            return driven(base, streams, wanted)
+            yield driven(base, most_streams, {"model": NAME, "stream_options": {"include_usage": True}})
 
 
-def transformers_serve(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
+@contextmanager
+def transformers_serve(models: Path, most_streams: int) -> Iterator[Way]:
     path = models / MODEL
-    with transformers_served(path, *cpu_cache(max(streams)), "--device", "cpu", "--dtype", "float32") as url:
-        return driven(url, streams, {"model": str(path)})
+    with transformers_served(path, *cpu_cache(most_streams), "--device", "cpu", "--dtype", "float32") as url:
+        yield driven(url, most_streams, {"model": str(path)})
 
 
 def cpu_cache(streams: int) -> list[str]:
@@ -205,8 +209,8 @@ def transformers_served(path: Path, *options: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1/completions"
 
 
-def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
-    """Call the engine in this process, without frontend, routes or text; answers end where a client's would."""
+def engine(models: Path, most_streams: int) -> Way:
+    """Load the engine in this process, to be called without frontend, routes or text; answers end where a client's would."""
     from transformers import AutoTokenizer
 
     from lmd_worker import loading
@@ -216,24 +220,22 @@ def engine(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
         "model_path": str(models / MODEL),
         "strategy": "None",
         "dtype": "float32",
-        "concurrency": max(streams),
+        "concurrency": most_streams,
         "context_tokens": CONTEXT_TOKENS,
     }
     loaded = loading.load(Settings.from_model_config(NAME, models, {"handler": handler}))
     tokenizer = AutoTokenizer.from_pretrained(models / MODEL)
 
-    def asked(texts: Sequence[str], mix: Mix, count: int) -> Figures:
+    def asked(texts: Sequence[str], mix: Mix, streams: int) -> Figures:
         prompts, lengths = [tokenizer(text)["input_ids"] for text in texts], [mix.length(text) for text in texts]
-        return call(loaded.engine, prompts, count, lengths, loaded.text.stop_token_ids)[0]
+        return call(loaded.engine, prompts, streams, lengths, loaded.text.stop_token_ids)[0]
 
-    def called(mix: Mix, count: int) -> Figures:
-        asked(warm_up(count), mix, count)
-        return asked(mix.prompts(requests(count), count), mix, count)
+    def called(mix: str, streams: int, turn: int) -> Figures:
+        asked(warm_up(streams), MIXES[mix], streams)
+        return asked(MIXES[mix].prompts(requests(streams), streams, turn), MIXES[mix], streams)
 
-    called(DOCUMENTS, max(streams))
-    results = {name: {count: called(mix, count) for count in streams} for name, mix in MIXES.items()}
-    loaded.engine.stop()  # type: ignore[attr-defined]  # every engine of the worker has it
-    return results
+    called(WARMING_MIX, most_streams, WARMING_TURN)
+    return called
 
 
 def call(
@@ -290,7 +292,7 @@ class _Calls:
         return list(self._tokens.values())
 
 
-def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
+def generate(models: Path, most_streams: int) -> Way:
     """Answer one request after the other with plain `generate`: what a handler without an engine does, however many clients wait."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -301,14 +303,14 @@ def generate(models: Path, streams: Sequence[int]) -> dict[str, Counted]:
     def answer(text: str, tokens: int) -> list[float]:
         return generate_batch(model, tokenizer(text, return_tensors="pt"), tokens, least_tokens=1)
 
-    def one_by_one(mix: Mix) -> Figures:
-        answer(WARM_UP, mix.answer_tokens)
+    def one_by_one(mix: str, streams: int, turn: int) -> Figures:
+        answer(WARM_UP, MIXES[mix].answer_tokens)
         began = time.monotonic()
-        came = [answer(text, mix.length(text)) for text in mix.prompts(REQUESTS)]
+        came = [answer(text, MIXES[mix].length(text)) for text in MIXES[mix].prompts(REQUESTS, streams, turn)]
         answers = [Answer(began, times, len(times)) for times in came]
         return figures(answers, overall(answers, began))  # all asked at the start
 
-    return {name: dict.fromkeys(streams, one_by_one(mix)) for name, mix in MIXES.items()}
+    return one_by_one
 
 
 def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int, least_tokens: int | None = None) -> list[float]:
@@ -333,18 +335,57 @@ def generate_batch(model: Any, inputs: Mapping[str, Any], answer_tokens: int, le
     return times.came[1:]  # the first piece is the prompt
 
 
-IN_PROCESS: dict[str, Callable[[Path, Sequence[int]], dict[str, Counted]]] = {"engine": engine, "generate": generate}
+IN_PROCESS: dict[str, Callable[[Path, int], Way]] = {"engine": engine, "generate": generate}
 
 
-def apart(name: str, models: Path, streams: Sequence[int], threads: int | None = None) -> dict[str, Counted]:
-    """Run one of `IN_PROCESS` in a process of its own."""
+@contextmanager
+def apart(name: str, models: Path, most_streams: int, threads: int | None = None) -> Iterator[Way]:
+    """Load one of `IN_PROCESS` in a process of its own, which is told on a line what to measure and tells its figures on another."""
     environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "figures.json"
-        command = [sys.executable, __file__, "--only", name, "--models", str(models), "--output", str(out), "--streams"]
-        subprocess.run([*command, *map(str, streams)], check=True, env=environment)
-        found = json.loads(out.read_text())
-        return {mix: {int(count): row for count, row in rows.items()} for mix, rows in found.items()}
+    command = [sys.executable, __file__, "--only", name, "--models", str(models), "--streams", str(most_streams)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        told, said = process.stdin, process.stdout
+        assert told is not None
+        assert said is not None
+
+        def measure(mix: str, streams: int, turn: int) -> Figures:
+            print(json.dumps([mix, streams, turn]), file=told, flush=True)
+            line = said.readline()
+            if not line:
+                raise RuntimeError(f"The process of {name} has ended; what it said is above.")
+            found: Figures = json.loads(line)
+            return found
+
+        if said.readline() != LOADED:
+            raise RuntimeError(f"The process of {name} has not loaded the model; what it said is above.")
+        yield measure
+
+
+def answer_for(way: Callable[[Path, int], Way], models: Path, most_streams: int) -> None:
+    """Be the process of `apart` until its standard input ends."""
+    said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints
+    measure = way(models, most_streams)
+    print(LOADED, end="", file=said, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(measure(*json.loads(line))), file=said, flush=True)
+    said.close()
+    os._exit(0)  # an engine's thread would keep the interpreter
+
+
+def by_turns(ways: Mapping[str, Way], streams: Sequence[int]) -> dict[str, dict[str, Counted]]:
+    """Measure every way there and back, for each mix and number of streams; return the means by way and mix."""
+    there = [(name, 0) for name in ways]
+    results: dict[str, dict[str, Counted]] = {name: {mix: {} for mix in MIXES} for name in ways}
+    for mix in MIXES:
+        for count in streams:
+            found: dict[str, list[Figures]] = {name: [] for name in ways}
+            for name, turn in [*there, *((name, 1) for name, _ in reversed(there))]:
+                found[name].append(ways[name](mix, count, turn))
+                print(f"{mix}, {count} streams, {name}: {found[name][-1]['tokens_per_second']:g} tokens a second", file=sys.stderr)
+            for name, (first, second) in found.items():
+                results[name][mix][count] = {column: round((first[column] + second[column]) / 2, 2) for column in COLUMNS}
+    return results
 
 
 @contextmanager
@@ -416,17 +457,22 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--only", choices=IN_PROCESS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    most = max(options.streams)
     if options.only:
-        options.output.write_text(json.dumps(IN_PROCESS[options.only](options.models, options.streams)))
-        return 0
+        answer_for(IN_PROCESS[options.only], options.models, most)
     load = os.getloadavg()[0]
-    results = {
-        "engine": apart("engine", options.models, options.streams, options.threads),
-        "torchserve": torchserve(options.models, options.ranks, options.streams, options.threads),
-    }
+    with ExitStack() as stack:
+        ways = {
+            "engine": stack.enter_context(apart("engine", options.models, most, options.threads)),
+            "torchserve": stack.enter_context(torchserve(options.models, options.ranks, most, options.threads)),
+        }
+        if options.threads is None:
+            ways["transformers_serve"] = stack.enter_context(transformers_serve(options.models, most))
+        results = by_turns(ways, options.streams)
     if options.threads is None:
-        results["transformers_serve"] = transformers_serve(options.models, options.streams)
-        results["generate"] = apart("generate", options.models, options.streams)
+        with apart("generate", options.models, most) as way:
+            one_by_one = by_turns({"generate": way}, [1])["generate"]
+        results["generate"] = {mix: dict.fromkeys(options.streams, rows[1]) for mix, rows in one_by_one.items()}
     by_count = {mix: {str(count): {way: rows[mix][count] for way, rows in results.items()} for count in options.streams} for mix in MIXES}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(by_count, indent=2) + "\n")
