@@ -57,6 +57,7 @@ class Layout:
     bunches: Sequence[Bunch]
     calls: int = 0
     _masks: dict[tuple[int, int | None, int], torch.Tensor] = field(default_factory=dict)
+    _room: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def mask(self, number: int, window: int | None, groups: int, dtype: torch.dtype) -> torch.Tensor:
         """Return the mask of a bunch, [spans, 1, groups x queries or 1, keys]: 0 where a query sees a key, else minus infinity."""
@@ -64,6 +65,21 @@ class Layout:
         if key not in self._masks:
             self._masks[key] = _mask(self.bunches[number], window, groups, dtype)
         return self._masks[key]
+
+    def read(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's keys and values of a bunch, [spans, width, PAGE_TOKENS, key-value heads, head size].
+
+        On CPUs, where an index copies number by number (torch 2.13), whole pages are copied, to memory that the next layer overwrites.
+        """
+        pages = self.bunches[number].pages
+        if keys.device.type != "cpu":
+            return keys[pages], values[pages]
+        if number not in self._room:
+            self._room[number] = keys.new_empty(pages.numel(), *keys.shape[1:]), values.new_empty(pages.numel(), *values.shape[1:])
+        room = self._room[number]
+        torch.index_select(keys, 0, pages.flatten(), out=room[0])
+        torch.index_select(values, 0, pages.flatten(), out=room[1])
+        return room[0].view(*pages.shape, *keys.shape[1:]), room[1].view(*pages.shape, *values.shape[1:])
 
 
 def layout(spans: Sequence[Span], pages: Pages, device: torch.device) -> Layout:
@@ -112,7 +128,9 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     for number, bunch in enumerate(paged_layout.bunches):
         mask = paged_layout.mask(number, sliding_window, groups, query.dtype)
-        out[bunch.tokens] = _attend_bunch(query[0][:, bunch.tokens], keys[bunch.pages], values[bunch.pages], mask, bunch, scaling, softcap)
+        read = paged_layout.read(number, keys, values)
+        asking = query[0].index_select(1, bunch.tokens)
+        out.index_copy_(0, bunch.tokens, _attend_bunch(asking, *read, mask, bunch, scaling, softcap))
     return out.unsqueeze(0), None
 
 
