@@ -46,6 +46,7 @@ soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 
 bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
 	$(BIN)/python tests/bench/worker_bench.py
+	$(BIN)/python tests/bench/worker_bench.py --spare-core --streams 1 8 32
 	$(BIN)/python tests/bench/prefill_bench.py
 	$(BIN)/python tests/bench/reduction_bench.py
 

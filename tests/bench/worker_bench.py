@@ -5,6 +5,9 @@ Every way serves the same model to the same prompts on the same cores, warm: a c
 JVM is slow at first, and an answer to each client before each measurement. All wait side by side while one is measured, and each is
 measured twice, there and back (1 2 3 3 2 1), as the speed of shared machines drifts by more than what is to be told apart. A stream is a
 client that sends its next request when its last answer is whole. Writes a table and `tests/bench/results/worker.json`.
+
+Where a model computes on all cores, whatever the frontend and the clients of this benchmark do is taken from it, twice, as its threads
+wait for each other. With `--spare-core` it computes on one fewer, called directly as well: what is lost then is TorchServe's own doing.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from lmd_worker.engine.protocol import Sampling
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results" / "worker.json"
+SPARE_CORE_RESULTS = RESULTS.with_name("worker_spare_core.json")
 BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"
 NAME = "bench"
@@ -451,32 +455,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what serving costs.")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32], metavar="N")
     parser.add_argument("--ranks", type=int, default=1, help="ranks behind TorchServe (default: 1, as the others have)")
-    threads = "of each rank; as many as there are cores by default. With fewer, only the engine and TorchServe before it are measured"
-    parser.add_argument("--threads", type=int, metavar="N", help=threads)
+    spare = "leave a core to the frontend and the clients; only the engine and TorchServe before it are measured"
+    parser.add_argument("--spare-core", action="store_true", help=spare)
     parser.add_argument("--models", type=Path, default=Path("~/.cache/lmd/models").expanduser())
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, help=f"default: {RESULTS.name} or {SPARE_CORE_RESULTS.name} in {RESULTS.parent.relative_to(ROOT)}"
+    )
     parser.add_argument("--only", choices=IN_PROCESS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     most = max(options.streams)
+    output = options.output or (SPARE_CORE_RESULTS if options.spare_core else RESULTS)
+    threads = max(((os.cpu_count() or 1) - 1) // options.ranks, 1) if options.spare_core else None
     if options.only:
         answer_for(IN_PROCESS[options.only], options.models, most)
     load = os.getloadavg()[0]
     with ExitStack() as stack:
         ways = {
-            "engine": stack.enter_context(apart("engine", options.models, most, options.threads)),
-            "torchserve": stack.enter_context(torchserve(options.models, options.ranks, most, options.threads)),
+            "engine": stack.enter_context(apart("engine", options.models, most, threads)),
+            "torchserve": stack.enter_context(torchserve(options.models, options.ranks, most, threads)),
         }
-        if options.threads is None:
+        if not options.spare_core:
             ways["transformers_serve"] = stack.enter_context(transformers_serve(options.models, most))
         results = by_turns(ways, options.streams)
-    if options.threads is None:
+    if not options.spare_core:
         with apart("generate", options.models, most) as way:
             one_by_one = by_turns({"generate": way}, [1])["generate"]
         results["generate"] = {mix: dict.fromkeys(options.streams, rows[1]) for mix, rows in one_by_one.items()}
     by_count = {mix: {str(count): {way: rows[mix][count] for way, rows in results.items()} for count in options.streams} for mix in MIXES}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(by_count, indent=2) + "\n")
-    print(f"{MODEL}, float32, {os.cpu_count()} cores, load average before: {load:.1f}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(by_count, indent=2) + "\n")
+    computing = f"{os.cpu_count()} cores" + (f" of which the model computes on {threads * options.ranks}" if threads else "")
+    print(f"{MODEL}, float32, {computing}, load average before: {load:.1f}")
     for name, mix in MIXES.items():
         print(f"\n{name}: prompts of {mix.least_words} to {mix.most_words} words, answers of about {mix.answer_tokens} tokens\n")
         print(table({way: rows[name] for way, rows in results.items()}))
