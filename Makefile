@@ -94,10 +94,11 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-generate: $(VENV)/.dev ## Write what is generated: the CRD, the golden files, the tables of docs/planning.md, the plain manifests
+generate: $(VENV)/.dev ## Write what is generated: the CRD, the golden files, docs/planning.md and docs/performance.md, the plain manifests
 	$(BIN)/python -m lmd_operator.api.crd > crds/largemodel.dev_largemodeldeployments.yaml
 	cp crds/largemodel.dev_largemodeldeployments.yaml charts/lmd-operator/files/crd.yaml
 	$(BIN)/python -m lmd_operator.planning.tables > docs/planning.md
+	$(BIN)/python tests/bench/performance_page.py > docs/performance.md
 	UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/golden
 	UPDATE_GOLDEN=1 $(BIN)/pytest -q -m cluster tests/chart/test_helm.py
 
@@ -105,6 +106,7 @@ check-generated: $(VENV)/.dev ## Fail when a generated file is not what `generat
 	@$(BIN)/python -m lmd_operator.api.crd | diff -u crds/largemodel.dev_largemodeldeployments.yaml - \
 		|| { echo "run make generate"; exit 1; }
 	@$(BIN)/python -m lmd_operator.planning.tables | diff -u docs/planning.md - || { echo "run make generate"; exit 1; }
+	@$(BIN)/python tests/bench/performance_page.py | diff -u docs/performance.md - || { echo "run make generate"; exit 1; }
 	@cmp crds/largemodel.dev_largemodeldeployments.yaml charts/lmd-operator/files/crd.yaml || { echo "run make generate"; exit 1; }
 
 # One environment, pinned and hash-checked: the installer by pip, the rest by the installer.
