@@ -31,6 +31,7 @@ from lmd_operator.local.container import materialise
 from lmd_operator.local.ports import free_ports
 from lmd_operator.planning.plan import Plan
 from lmd_operator.planning.startup import UNKNOWN
+from lmd_operator.rendering.files import FRONTEND_QUEUE_SIZE
 from lmd_operator.rendering.front_door import REFUSED_TOGETHER
 from lmd_operator.rendering.layout import Layout
 from lmd_operator.resources.desired import Desired, desired
@@ -253,7 +254,7 @@ def understood(frontend: Frontend) -> dict[str, Any]:
         "continuousBatching": True,
         "useVenv": False,
         "useJobTicket": False,
-        "jobQueueStatus": {"remainingCapacity": spec.engine.torch_serve.job_queue_size, "pendingRequests": 0},
+        "jobQueueStatus": {"remainingCapacity": FRONTEND_QUEUE_SIZE, "pendingRequests": 0},
         "parallelType": PARALLEL_TYPES.get(plan.strategy, "tp" if plan.ranks > 1 else ""),
         "parallelLevel": plan.ranks if is_parallel(plan) else 0,
     }
@@ -337,7 +338,7 @@ def test_the_frontend_takes_nonsense_with_a_warning_or_none(begin, wait_until) -
         "batchSize: 26": 'batchSize: "26"',
         "deviceType: cpu": "deviceType: tpu",
         "responseTimeout: 45": "responsetimeout: 45",
-        "jobQueueSize: 7": "jobQueueSize: 7.0",
+        f"jobQueueSize: {FRONTEND_QUEUE_SIZE}": "jobQueueSize: 7.0",
         "continuousBatching: true": 'continuousBatching: "true"',
     }
 

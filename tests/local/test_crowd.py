@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.model
 WORDS = ("sea", "king", "stone", "once", "seven", "light", "house", "river", "north", "apple")
 GOOD, BAD, LEAVING = 64, 22, 22
 """A fifth of all are invalid, and a fifth leave."""
-AT_ONCE = 90
-"""The frontend's own queue has room for a hundred."""
+CONCURRENCY, QUEUE = 8, 100
+FLOOD = 400
 SEEDED = 12
 INVALID = (
     {"prompt": ""},
@@ -72,6 +73,7 @@ def crowded(
     manifest = yaml.safe_load(example.read_text())
     manifest["spec"]["model"] = {"source": {"path": {"path": f"/models/{model.name}"}}}
     manifest["spec"]["parallelism"] = {"strategy": "None" if request.param == 1 else "DeepSpeed", "tensor": request.param}
+    manifest["spec"]["engine"] |= {"concurrency": CONCURRENCY, "torchServe": {"jobQueueSize": QUEUE}}
     path = tmp_path_factory.mktemp("crowd") / "manifest.yaml"
     path.write_text(yaml.safe_dump(manifest))
     serving = start("--models", str(model.parent), manifest=path)
@@ -102,32 +104,51 @@ async def leave(session: aiohttp.ClientSession, pieces: int) -> None:
         response.close()
 
 
-async def crowd(base_url: str) -> tuple[list[tuple[str, int]], list[int], list[tuple[str, int]]]:
+async def crowd(url: str) -> tuple[list[tuple[str, int]], list[int], list[tuple[str, int]]]:
     """All at once, in random order; then the seeded ones again, one by one."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(base_url, connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
         good = [ask(session, request) for request in [*greedy_requests(), *seeded_requests()]]
         bad = [ask_badly(session, INVALID[number % len(INVALID)]) for number in range(BAD)]
         leaving = [leave(session, number % 4) for number in range(LEAVING)]
         order = list(range(len(good) + len(bad) + len(leaving)))
         random.Random(7).shuffle(order)
         work = [*good, *bad, *leaving]
-        room = asyncio.Semaphore(AT_ONCE)
-
-        async def when_there_is_room(one: Coroutine[Any, Any, Any]) -> Any:
-            async with room:
-                return await one
-
-        tasks = {index: asyncio.ensure_future(when_there_is_room(work[index])) for index in order}
+        tasks = {index: asyncio.ensure_future(work[index]) for index in order}
         results: list[Any] = await asyncio.gather(*(tasks[index] for index in range(len(work))))
         alone = [await ask(session, request) for request in seeded_requests()]
     return results[: len(good)], results[len(good) : len(good) + len(bad)], alone
 
 
+async def flood(url: str) -> Counter[tuple[int, str | None, bool]]:
+    """Far more at once than run and wait; return how often which status, error and Retry-After came."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
+
+        async def one(number: int) -> tuple[int, str | None, bool]:
+            async with session.post("completions", json={"model": "smollm2", "prompt": f"{number}", "max_tokens": 4}) as response:
+                error = (await response.json()).get("error") or {}
+                return response.status, error.get("type"), "Retry-After" in response.headers
+
+        return Counter(await asyncio.gather(*(one(number) for number in range(FLOOD))))
+
+
+def base_url(serving: Serving) -> str:
+    return serving.wait_for("base URL for OpenAI clients").split()[-1] + "/"
+
+
 def test_each_of_a_crowd_gets_what_it_would_get_alone(crowded: Serving, expected: list[tuple[str, int]]) -> None:
-    answers, refusals, alone = asyncio.run(crowd(crowded.wait_for("base URL for OpenAI clients").split()[-1] + "/"))
+    answers, refusals, alone = asyncio.run(crowd(base_url(crowded)))
     assert answers[: len(expected)] == expected
     assert answers[len(expected) :] == alone, "a seed's answer does not depend on its neighbours"
     assert len({text for text, _ in alone}) > SEEDED // 2
     assert set(refusals) == {400}
+
+
+def test_all_that_may_wait_are_answered_and_the_others_told_when_to_come_again(crowded: Serving) -> None:
+    """TorchServe refused by itself what came between two turns and did not fit its own queue, whoever could have run or waited."""
+    counted = asyncio.run(flood(base_url(crowded)))
+    answered, refused = (200, None, False), (429, "rate_limit_error", True)
+    assert set(counted) == {answered, refused}
+    assert counted[answered] >= CONCURRENCY + QUEUE

@@ -39,6 +39,9 @@ DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context where the spec names none; the worker lowers it to the model's own limit."""
 CUSTOM_BATCH_DELAY_MILLISECONDS = 10
 """What a batch waits for more requests; next to nothing beside one step of a large model."""
+FRONTEND_QUEUE_SIZE = 1_000_000
+"""More requests than come between two exchanges with our handler, at any size of its queue. Beyond, TorchServe would answer by itself: 503,
+without the seconds to wait, in a shape that no client of OpenAI reads, and although the handler may have had room for all."""
 COLLECTIVE_TIMEOUT_SECONDS = 60
 NETTY_BESIDE_RANKS: Mapping[str, object] = {"number_of_netty_threads": 1}
 """For all clients: with one a core, what a turn brings wakes them all, and the ranks on these cores wait that long."""
@@ -115,7 +118,7 @@ def _model_config(deployment: LargeModelDeployment, plan: Plan, layout: Layout) 
         "responseTimeout": engine.torch_serve.response_timeout_seconds,
         "startupTimeout": plan.startup.seconds,
         "maxRetryTimeoutInSec": 0,
-        "jobQueueSize": engine.torch_serve.job_queue_size,
+        "jobQueueSize": FRONTEND_QUEUE_SIZE if is_ours else engine.torch_serve.job_queue_size,
         **({"continuousBatching": True} if is_ours else {}),
         "deviceType": "cpu" if deployment.spec.accelerator.type == "CPU" else "gpu",
     }
