@@ -44,7 +44,7 @@ matrix: $(VENV)/.dev ## Run every model family under every strategy and write do
 soak: $(VENV)/.dev ## Serve random clients for twenty minutes and look for leaks
 	LMD_SOAK_SECONDS=1200 $(BIN)/pytest -s -m model tests/local/test_soak.py
 
-bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve
+bench-worker: $(VENV)/.bench ## Measure what serving costs on this machine, next to other ways to serve; two hours
 	$(BIN)/python tests/bench/worker_bench.py
 	$(BIN)/python tests/bench/worker_bench.py --spare-core --streams 1 8 32
 	$(BIN)/python tests/bench/prefill_bench.py

@@ -16,7 +16,7 @@ From benchmarks of this repository; `tests/bench/results` has all figures. Measu
 
 ## Serving
 
-`make bench-worker` lets 1 to 32 clients ask at once, each for its next answer when the last is whole. First come documents,
+`make bench-worker` lets 1 to 128 clients ask at once, each for its next answer when the last is whole. First come documents,
 {{documents}}; then questions, {{questions}}.
 Tokens a second through TorchServe, as a share of those of
 

@@ -453,7 +453,7 @@ def table(results: Mapping[str, Mapping[int, Figures]], columns: Sequence[str] =
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what serving costs.")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32], metavar="N")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32, 128], metavar="N")
     parser.add_argument("--ranks", type=int, default=1, help="ranks behind TorchServe (default: 1, as the others have)")
     spare = "leave a core to the frontend and the clients; only the engine and TorchServe before it are measured"
     parser.add_argument("--spare-core", action="store_true", help=spare)
