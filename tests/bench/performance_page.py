@@ -17,7 +17,7 @@ From benchmarks of this repository; `tests/bench/results` has all figures. Measu
 ## Serving
 
 `make bench-worker` lets 1 to 128 clients ask at once, each for its next answer when the last is whole. First come documents,
-{{documents}}; then questions, {{questions}}.
+{MIXES["documents"]}; then questions, {MIXES["questions"]}.
 Tokens a second through TorchServe, as a share of those of
 
 """
@@ -41,13 +41,9 @@ OPERATOR_HEAD = """
 def page() -> str:
     """Return the page."""
     results = RESULTS.parent
-    described = {
-        name: f"prompts of {mix.least_words} to {mix.most_words} words, answers of about {mix.answer_tokens} tokens"
-        for name, mix in MIXES.items()
-    }
     return "".join(
         [
-            HEAD.format(**described),
+            HEAD,
             _serving(_read(RESULTS), _read(SPARE_CORE_RESULTS)),
             SERVING_FOOT,
             _prefill(_read(results / "prefill.json")),
@@ -66,9 +62,14 @@ def _serving(shared: Mapping[str, Any], spare: Mapping[str, Any]) -> str:
         "`generate`, one request after the other",
     ]
     rows = [
-        [count, _share(shared, count, "engine"), _share(spare, count, "engine"), *(_share(shared, count, way) for way in others)]
+        [
+            count,
+            _share(shared, count, "engine"),
+            _share(spare, count, "engine"),
+            _share(shared, count, "transformers_serve"),
+            _share(shared, count, "generate"),
+        ]
         for count in next(iter(shared.values()))
-        for others in [("transformers_serve", "generate")]
     ]
     return _table(head, rows)
 

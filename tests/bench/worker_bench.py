@@ -72,6 +72,9 @@ class Mix:
     most_words: int
     answer_tokens: int
 
+    def __str__(self) -> str:
+        return f"prompts of {self.least_words} to {self.most_words} words, answers of about {self.answer_tokens} tokens"
+
     def prompts(self, count: int, streams: int = 1, turn: int = 0) -> list[str]:
         """Return prompts, the same every time.
 
@@ -487,7 +490,7 @@ def main() -> int:
     computing = f"{os.cpu_count()} cores" + (f" of which the model computes on {threads * options.ranks}" if threads else "")
     print(f"{MODEL}, float32, {computing}, load average before: {load:.1f}")
     for name, mix in MIXES.items():
-        print(f"\n{name}: prompts of {mix.least_words} to {mix.most_words} words, answers of about {mix.answer_tokens} tokens\n")
+        print(f"\n{name}: {mix}\n")
         print(table({way: rows[name] for way, rows in results.items()}))
     return 0
 

@@ -82,6 +82,12 @@ def crowded(
     serving.end()
 
 
+def clients(url: str) -> aiohttp.ClientSession:
+    """Any number of clients at once, each with a connection of its own."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+
+
 async def ask(session: aiohttp.ClientSession, request: dict[str, Any]) -> tuple[str, int]:
     async with session.post("completions", json={"model": "smollm2", **request}) as response:
         answer = await response.json()
@@ -106,9 +112,7 @@ async def leave(session: aiohttp.ClientSession, pieces: int) -> None:
 
 async def crowd(url: str) -> tuple[list[tuple[str, int]], list[int], list[tuple[str, int]]]:
     """All at once, in random order; then the seeded ones again, one by one."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
+    async with clients(url) as session:
         good = [ask(session, request) for request in [*greedy_requests(), *seeded_requests()]]
         bad = [ask_badly(session, INVALID[number % len(INVALID)]) for number in range(BAD)]
         leaving = [leave(session, number % 4) for number in range(LEAVING)]
@@ -123,8 +127,7 @@ async def crowd(url: str) -> tuple[list[tuple[str, int]], list[int], list[tuple[
 
 async def flood(url: str) -> Counter[tuple[int, str | None, bool]]:
     """Far more at once than run and wait; return how often which status, error and Retry-After came."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
+    async with clients(url) as session:
 
         async def one(number: int) -> tuple[int, str | None, bool]:
             async with session.post("completions", json={"model": "smollm2", "prompt": f"{number}", "max_tokens": 4}) as response:
