@@ -14,6 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
+from lmd_plane import processes
 from lmd_plane.audit import Entry
 from lmd_plane.certificates import kubeconfig
 from lmd_plane.client import Api, eventually
@@ -126,11 +129,12 @@ class Operator:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Keep it stopped where it stands inside the block."""
-        os.kill(self.pid, signal.SIGSTOP)
+        process = psutil.Process(self.pid)
+        processes.pause(process)
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            process.resume()
 
     def writes(self, plane: Plane, mark: int) -> list[Entry]:
         """Return what it wrote since a mark of the audit log; its lease and its Events are left out."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import psutil
 
 from lmd_plane import janitor, processes
 from lmd_plane.audit import AuditLog
@@ -149,11 +149,11 @@ class Plane(Cluster):
 
     def pause(self, component: str) -> None:
         """Stop a component where it stands: its connections stay open and silent."""
-        self._signal(component, signal.SIGSTOP)
+        processes.pause(self._process(component))
 
     def resume(self, component: str) -> None:
         """Let a paused component go on."""
-        self._signal(component, signal.SIGCONT)
+        self._process(component).resume()
 
     @contextmanager
     def paused(self, component: str) -> Iterator[None]:
@@ -200,11 +200,12 @@ class Plane(Cluster):
             words = self.site.log(component).read_text(errors="replace").splitlines()[-8:]
             raise PlaneError("\n".join([f"{component} ended:", *words]))
 
-    def _signal(self, component: str, number: signal.Signals) -> None:
+    def _process(self, component: str) -> psutil.Process:
         identity = self.identity(component)
-        if identity is None:
+        process = identity.process() if identity else None
+        if process is None:
             raise PlaneError(f"{component} does not run: start it first")
-        os.kill(identity.pid, number)
+        return process
 
     def _save(self) -> None:
         ports = {name: getattr(self.site, name) for name in ("etcd_port", "etcd_peer_port", "api_port")}

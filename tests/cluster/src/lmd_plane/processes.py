@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from lmd_plane.client import eventually
 from lmd_plane.node import traces
 
 MARK = "LMD_PLANE"
@@ -21,6 +22,8 @@ NODE = "node"
 END_SECONDS = 20.0
 """What the kernel may take to end a killed process on a busy machine."""
 _POLL_SECONDS = 0.02
+_STANDS = {"T", "t", "Z", "X"}
+"""States of a thread that is stopped or has ended."""
 _SAME_START_SECONDS = 0.5
 
 
@@ -48,6 +51,24 @@ def start(command: list[str], *, log: Path, folder: Path) -> Identity:
     environment = os.environ | {MARK: str(folder)}
     pid = os.posix_spawn(command[0], command, environment, file_actions=[silence, spoken, (os.POSIX_SPAWN_DUP2, 1, 2)], setsid=True)
     return Identity(pid, psutil.Process(pid).create_time())
+
+
+def pause(process: psutil.Process) -> None:
+    """Stop a process where it stands, and return once none of its threads does anything.
+
+    The signal only asks for it: on a busy machine the others go on, and answer, until the thread that takes it has its turn.
+    """
+    process.suspend()
+    eventually(lambda: _threads(process) <= _STANDS, f"stop of process {process.pid}", seconds=END_SECONDS)
+
+
+def _threads(process: psutil.Process) -> set[str]:
+    """Return in which states the threads of a process are, as letters of proc(5)."""
+    found = set()
+    for path in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread ended meanwhile
+            found.add(path.read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
