@@ -258,6 +258,7 @@ class StubTorchServe:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, stub: StubTorchServe) -> None:
         self.stub = stub

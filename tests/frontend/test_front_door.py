@@ -212,8 +212,10 @@ def test_a_full_queue_is_told_and_counted(begin, torchserve) -> None:
     for count, thread in enumerate(threads, start=1):
         thread.start()
         until(f"{count} requests", lambda count=count: door.metric("haproxy_backend_current_sessions") == count)
-    assert door.metric("haproxy_backend_current_queue") == QUEUE
-    assert len(torchserve.requests) == PLACES, "the others wait in the front door"
+    # counted before it has a connection, or a place in the queue
+    until("the worker's places are taken", lambda: len(torchserve.requests) >= PLACES)
+    until("the others wait in the front door", lambda: door.metric("haproxy_backend_current_queue") == QUEUE)
+    assert len(torchserve.requests) == PLACES
     status, headers, body = door.ask("POST", CHAT, QUESTION)
     assert (status, headers["retry-after"]) == (503, "5")
     assert body["error"]["type"] == "server_error"
