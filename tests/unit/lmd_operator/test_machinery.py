@@ -201,6 +201,37 @@ def test_older_news_change_nothing_and_a_late_end_spares_the_successor() -> None
     assert (known.uid, heard) == ("second", [])
 
 
+@pytest.mark.parametrize("namespace", ["n", None], ids=["of one namespace", "of all"])
+def test_an_answer_that_comes_after_the_end_of_its_object_is_not_kept(namespace: str | None) -> None:
+    """A child of a deleted object, removed within milliseconds, stayed in the cache for ever and kept its successor's from being made."""
+    cache, heard = _cache()
+    cache.put(_service("a", 5, uid="first"))
+    cache.remove("n", "a", "first")
+    cache.put(_service("a", 7, uid="second"))
+    cache.remove("n", "a", "second")
+    cache.hear(namespace, 8)
+    heard.clear()
+    cache.put(_service("a", 7, uid="second"), is_own=True)
+    assert cache.get("n", "a") is None
+    assert (cache.of("n", "small"), heard) == ([], [("a", True)])
+    cache.put(_service("a", 9, uid="third"), is_own=True)
+    assert cache.get("n", "a") is not None
+
+
+def test_an_answer_of_which_a_relist_knows_nothing_is_not_kept() -> None:
+    cache, _ = _cache()
+    cache.replace("n", [], 8)
+    cache.put(_service("a", 7), is_own=True)
+    assert cache.get("n", "a") is None
+
+
+def test_a_watch_of_another_namespace_says_nothing_of_an_answer() -> None:
+    cache, _ = _cache()
+    cache.replace("elsewhere", [], 8)
+    cache.put(_service("a", 7), is_own=True)
+    assert cache.get("n", "a") is not None
+
+
 def test_a_changed_owner_moves_the_index() -> None:
     cache, _ = _cache()
     cache.put(_service("a", 1))
@@ -315,6 +346,34 @@ def test_a_change_that_overtakes_the_answer_to_a_write_is_drift(is_overtaken: bo
     door = Door(api, {SERVICE: cache})  # type: ignore[arg-type]
     assert asyncio.run(door.apply(child, "p")) == "created"
     assert asyncio.run(door.apply(child, "p")) == ("changed" if is_overtaken else "unchanged")
+
+
+class DeletingApi:
+    """Makes an object that is deleted, and known to be, before the answer is read."""
+
+    def __init__(self, cache: Cache, answer: dict[str, Any]) -> None:
+        self._cache = cache
+        self._answer = answer
+
+    async def apply_new(self, *_: object) -> dict[str, Any]:
+        if not self._cache._heard:
+            self._cache.hear("n", int(self._answer["metadata"]["resourceVersion"]) + 1)
+        else:
+            self._answer["metadata"]["resourceVersion"] = "9"
+        return self._answer
+
+
+def test_a_child_that_is_deleted_before_the_answer_is_read_is_made_again() -> None:
+    cache, heard = _cache()
+    child = Child.of(_service("a", 0, ports=[80]))
+    document = json.loads(child.content)
+    owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
+    answer = document | {"metadata": document["metadata"] | {"resourceVersion": "5", "ownerReferences": [owner]}}
+    door = Door(DeletingApi(cache, answer), {SERVICE: cache})  # type: ignore[arg-type]
+    assert asyncio.run(door.apply(child, "p")) == "created"
+    assert heard == [("a", True)], "a reconcile is asked for"
+    assert asyncio.run(door.apply(child, "p")) == "created"
+    assert asyncio.run(door.apply(child, "p")) == "unchanged"
 
 
 class TakenApi:

@@ -3,6 +3,9 @@
 A relist is compared with what was known, so that what vanished while nobody listened is reported as deleted. Our own
 writes are put in at once, so that a reconcile never acts on a state older than its last write. Objects are kept as
 small records; what they are made of is decided by `lmd_operator.cluster.records`.
+
+An answer may come after the watch's news of what happened next. So each watch says how far it has heard: what an answer tells
+of no later than that, and the cache does not know, is gone by now.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class Cache:
         self._names: dict[tuple[str, str], tuple[str, ...]] = {}
         self._packer = Packer()
         self._written: deque[int] = deque(maxlen=ECHOES)
+        self._heard: dict[str | None, int] = {}
 
     def get(self, namespace: str, name: str) -> Record | None:
         """Return what is known of one object."""
@@ -50,7 +54,7 @@ class Cache:
         """Take in an object from a watch or from the answer to a write; older news than known changes nothing.
 
         Not reported are the answer to an own write, which its writer knows, and news of nothing that a record holds: each
-        would cost a reconcile that finds nothing to do.
+        would cost a reconcile that finds nothing to do. What an answer tells of and is gone by now is not kept, and reported as gone.
         """
         metadata = document["metadata"]
         key = (metadata["namespace"], metadata["name"])
@@ -60,11 +64,18 @@ class Cache:
             return old
         new = record(self.kind, document, self._packer, old)
         if is_own:
+            if old is None and new.version <= self._heard_of(new.namespace):
+                self._changed(new, True)
+                return new
             self._written.append(new.version)
         self._store(key, new)
         if not is_own and old != new:
             self._changed(new, False)
         return new
+
+    def hear(self, namespace: str | None, version: int) -> None:
+        """Note that everything up to this version has been taken in, of one namespace or of all."""
+        self._heard[namespace] = version
 
     def is_echo(self, version: int) -> bool:
         """Return whether news of this version tell what the answer to an own write has told; versions are unique in a cluster."""
@@ -86,6 +97,10 @@ class Cache:
         for key, known in list(self._records.items()):
             if key not in seen and namespace in (None, key[0]) and known.version <= version:
                 self.remove(*key, known.uid)
+        self.hear(namespace, version)
+
+    def _heard_of(self, namespace: str) -> int:
+        return max(self._heard.get(namespace, 0), self._heard.get(None, 0))
 
     def _store(self, key: tuple[str, str], new: Record) -> None:
         old = self._records.get(key)

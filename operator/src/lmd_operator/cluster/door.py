@@ -97,8 +97,9 @@ class Door:
             if self._is_settled(key, child, known):
                 return "unchanged"
             answer = await self._api.apply_content(child.kind, child.namespace, child.name, child.content)
-        stored = cache.put(answer, is_own=True)
-        if stored.version == version_number(answer["metadata"]["resourceVersion"]):
+        cache.put(answer, is_own=True)
+        stored = cache.get(child.namespace, child.name)
+        if stored is not None and stored.version == version_number(answer["metadata"]["resourceVersion"]):
             self._settled[key] = _Settled(child.signature, stored.digest)
         else:  # the watch was faster and told of somebody's later change, which is compared deeply when it is our turn again
             self._settled.pop(key, None)

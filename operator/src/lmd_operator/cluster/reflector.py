@@ -76,6 +76,7 @@ class Reflector:
                     self._cache.remove(metadata["namespace"], metadata["name"], metadata["uid"])
                 elif kind != "BOOKMARK":
                     self._cache.put(document)
+                self._cache.hear(self._namespace, version_number(since))
             self._heard = self._clock()
             if self._heard - began < SHORTEST_WATCH_SECONDS:  # a server that is going down ends watches as soon as they begin
                 await asyncio.sleep(SHORTEST_WATCH_SECONDS * (0.5 + 0.5 * random.random()))
