@@ -97,7 +97,7 @@ class Reconciler:
         self._note_applied(parent, memory)
         await self._prune(key, parent.uid, owner, made.children)
         await self._removals.prune(key, made.children)
-        observed = await self._answers.with_observed(self._observe(parent, failures, built.fill), key, owner, built)
+        observed = await self._answers.with_observed(self._observe(parent, failures, built.fill, retry), key, owner, built)
         previous = parent.status if memory.model is None else parent.status.model_copy(update={"model": memory.model})
         result = await self._report(parent, memory, summarize(owner, built, observed, previous, self._now()))
         if result.news:
@@ -233,7 +233,7 @@ class Reconciler:
         """Return the object's ConfigMaps, newest first."""
         return sorted(self._caches[CONFIG_MAP].of(*key), key=lambda record: (record.created, record.version), reverse=True)
 
-    def _observe(self, parent: Parent, failures: list[str], fill: str = "") -> Observed:
+    def _observe(self, parent: Parent, failures: list[str], fill: str = "", retry: ApiError | None = None) -> Observed:
         pods = self._pods(parent)
         records = self._revisions((parent.namespace, parent.name))
         return Observed(
@@ -242,6 +242,7 @@ class Reconciler:
             revisions=tuple(Revision(name=record.revision, config_map=record.name) for record in records),
             failures=tuple(failures),
             fill=self._task(parent, fill, pods) if fill else None,
+            awaited=retry.detail if retry is not None and retry.status == 409 else "",
         )
 
     def _deployment(self, parent: Parent) -> DeploymentState | None:

@@ -105,7 +105,7 @@ def situations() -> Iterator[Any]:
             for _ in range(group.get("count", 1)):
                 found.append(a_pod(f"pod-{len(found)}", **{**PODS[group["is"]], **changes}))
         state = None if entry["deployment"] is None else a_deployment(**entry["deployment"])
-        seen = Observed(state, tuple(found), (), tuple(entry.get("failures", [])))
+        seen = Observed(state, tuple(found), (), tuple(entry.get("failures", [])), awaited=entry.get("awaited", ""))
         yield pytest.param(entry.get("spec", {}), seen, entry, id=entry["situation"])
 
 

@@ -76,6 +76,7 @@ SEEN = st.builds(
     pods=st.lists(PODS, max_size=5).map(tuple),
     revisions=st.lists(KEPT, max_size=3).map(tuple) | st.just((Revision(name="0ld", config_map="m-x"),) * 200),
     failures=st.lists(st.sampled_from(REFUSALS[1:]) | WORDS, max_size=3).map(tuple),
+    awaited=st.just("") | WORDS,
 )
 PROBLEMS = st.lists(st.builds(Problem, path=st.sampled_from(["", "spec.replicas", "spec.parallelism.tensor"]), message=WORDS), max_size=3)
 STEPS = st.lists(st.tuples(st.sampled_from(OWNERS), SEEN, st.none() | PROBLEMS), min_size=1, max_size=4)
@@ -173,7 +174,7 @@ def test_kstatus_is_current_only_when_all_is_as_asked(kstatus: Kstatus, pair: An
         assert deployment is not None
         assert (deployment.replicas, deployment.updated if asked else 0) == (asked, asked)
         assert found["Ready"].status == "True"
-        assert seen.failures == ()
+        assert (seen.failures, seen.awaited) == ((), "")
     if seen.failures:
         assert verdict == "Failed"
     if verdict == "Failed" and not seen.failures:

@@ -27,7 +27,7 @@ from lmd_operator.planning.plan import Plan
 from lmd_operator.resources.deployment import PROGRESS_MARGIN_SECONDS
 from lmd_operator.status.causes import PASSING, Cause, counted, most_telling
 from lmd_operator.status.observation import Observed
-from lmd_operator.status.refusals import refusal
+from lmd_operator.status.refusals import clause, refusal
 from lmd_operator.status.tasks import is_stuck, of_fill
 from lmd_operator.status.verification import NOT_YET, of_ranks
 from lmd_operator.status.weights import FETCHING
@@ -169,18 +169,19 @@ def _stuck(owner: LargeModelDeployment, plan: Plan, observed: Observed, why: Cau
 def _why(observed: Observed, asked: int, revision: str) -> Cause:
     """Return what is awaited: a cause in the pods, or else the step of the roll-out."""
     deployment = observed.deployment
+    awaited = Cause("Progressing", f"It is tried again in a moment: {clause(observed.awaited)}.") if observed.awaited else None
     if asked == 0:
         ending = len(observed.ending()) + len(observed.ready())
         message = f"Still to end and to free its devices: {counted(ending)}." if ending else "The Deployment is being scaled to zero."
-        return Cause("Terminating", message)
+        return awaited if awaited and not ending else Cause("Terminating", message)
     refused = of_refused(observed)
     filling = _filling(observed, revision)
     if deployment is None:
-        return refused or filling or Cause("Creating", "The Deployment is being created.")
+        return refused or filling or awaited or Cause("Creating", "The Deployment is being created.")
     cause = most_telling(observed, asked) or refused
     if filling is not None and (cause is None or cause.reason in PASSING):
         return filling
-    if cause is not None:
+    if cause := cause or awaited:
         return cause
     if deployment.observed_generation < deployment.generation:
         return Cause("Progressing", "Kubernetes has not taken in the newest Deployment yet.")

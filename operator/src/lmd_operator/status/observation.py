@@ -14,7 +14,7 @@ class Observed:
     """One object's children as they are.
 
     `revisions` are the kept ConfigMaps, newest first. `failures` are sentences of children that the API server refused
-    and will refuse again (a foreign object, 403, 422); what is worth another try in a moment is not among them.
+    and will refuse again (a foreign object, 403, 422); `awaited` is one of a child that is made in a moment, empty without any.
     `progress` is what fetching pods say of themselves, by pod. `pods` are replicas; `fill` is the Job that fills the cache.
     `verdicts` is what replicas told of their ranks, by pod; None for one that is still being asked.
     """
@@ -26,6 +26,7 @@ class Observed:
     progress: Mapping[str, Progress] = field(default_factory=dict)
     fill: TaskState | None = None
     verdicts: Mapping[str, Verdict | None] = field(default_factory=dict)
+    awaited: str = ""
 
     def bringing(self) -> list[PodState]:
         """Return the pods that may bring weights: those of the Job that fills the cache, then the replicas, by name."""
@@ -55,7 +56,7 @@ class Observed:
         a pod template that changed under the same revision.
         """
         deployment = self.deployment
-        if self.failures or deployment is None or deployment.observed_generation < deployment.generation:
+        if self.failures or self.awaited or deployment is None or deployment.observed_generation < deployment.generation:
             return False
         if asked == 0:
             return deployment.replicas == 0 and not self.ending() and not self.ready()
