@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from lmd_plane.operators import Operator, enrol
 from lmd_plane.plane import Plane
 
 SAMPLE = Path(__file__).parents[3] / "crds" / "examples" / "smollm2.yaml"
-IS_LONG = os.environ.get("LMD_LONG") == "1"
 SETTLE_SECONDS = 2.5
 """What may still be written after everything looks settled: the last status waits for a second since the one before."""
 
@@ -31,6 +29,7 @@ IN_THE_CLUSTER_SUITE = frozenset(
         "test_a_changed_spec_rolls_out_and_old_texts_are_pruned",
         "test_scale_budget_suspend_and_restart",
         "test_a_successor_of_the_same_name_gets_its_own_children",
+        "test_a_child_that_ends_slowly_is_awaited_and_made_anew",
         "test_other_peoples_objects_are_not_touched[Service]",
         "test_a_bad_spec_disturbs_nothing_and_a_good_one_heals",
         "test_a_repeated_transition_is_one_event_with_a_series",

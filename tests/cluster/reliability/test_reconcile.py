@@ -17,11 +17,13 @@ from lmd_plane.plane import Plane
 from lmd_operator.reconcile import PROGRESS_STATUS_SECONDS
 
 pytestmark = pytest.mark.reliability
-IDLE_SECONDS = 60.0 if os.environ.get("LMD_LONG") == "1" else 15.0
+IS_LONG = os.environ.get("LMD_LONG") == "1"
+"""Only then are times bounds: a machine that runs other tests beside may take longer for anything."""
+IDLE_SECONDS = 60.0 if IS_LONG else 15.0
 REPAIR_SECONDS = 5.0
 SLACK_SECONDS = 5.0
 """On top of a bound, for a machine that is busy with other things."""
-GOOD, BAD = (20, 100) if os.environ.get("LMD_LONG") == "1" else (5, 20)
+GOOD, BAD = (20, 100) if IS_LONG else (5, 20)
 IMPOSSIBLE = {"engine": {"deepspeed": {"replaceWithKernelInject": True}}}
 """Valid for the API server, refused by the operator."""
 POSSIBLE_AGAIN = {"engine": {"deepspeed": {"replaceWithKernelInject": False}}}
@@ -116,7 +118,7 @@ def test_drift_is_repaired(operator: Operator, objects: Objects, assert_quiet: A
         if not is_restarted:
             taken = seconds_until(lambda: objects.image("small") == expected, f"repair of {kind}, {drift}")
             print(f"{kind} {drift}: repaired and settled in {taken:.1f} s")
-            assert taken < REPAIR_SECONDS + SLACK_SECONDS
+            assert taken < REPAIR_SECONDS + SLACK_SECONDS or not IS_LONG
     if is_restarted:
         operator.start()
     objects.wait_image("small", expected)
@@ -203,21 +205,36 @@ def test_deletion_takes_everything_and_is_left_alone(own_plane: Plane, operator:
 
 
 def test_a_successor_of_the_same_name_gets_its_own_children(operator: Operator, objects: Objects, assert_quiet: AssertQuiet) -> None:
+    """Each is deleted while the last one's children are made: an answer that told of one that was gone again kept it away for ever."""
+
+    def owners() -> list[str]:
+        return [child["metadata"]["ownerReferences"][0]["uid"] for child in objects.children("small").values()]
+
     objects.create("small", {"replicas": 2})
-    objects.wait_settled("small")
     for _ in range(3):
-        objects.delete("small")
-        created = objects.create("small", {"replicas": 2})
-    # what the first one left must go before the successor's can be made
-    owner = created["metadata"]["uid"]
-
-    def owners() -> set[str]:
-        return {child["metadata"]["ownerReferences"][0]["uid"] for child in objects.children("small").values()}
-
-    eventually(lambda: len(objects.children("small")) == len(CHILDREN) and owners() == {owner}, "children of the successor", seconds=90)
+        objects.wait_settled("small")
+        for _ in range(3):
+            objects.delete("small")
+            created = objects.create("small", {"replicas": 2})
+        # what the first one left must go before the successor's can be made
+        expected = [created["metadata"]["uid"]] * len(CHILDREN)
+        eventually(lambda expected=expected: owners() == expected, "children of the successor", seconds=180)  # type: ignore[misc]
     objects.wait_settled("small")
     assert objects.condition("small", "Stalled")["status"] == "False"
     assert_quiet(operator, seconds=1)
+
+
+def test_a_child_that_ends_slowly_is_awaited_and_made_anew(operator: Operator, objects: Objects) -> None:
+    objects.create("small")
+    objects.wait_settled("small")
+    path = objects.path("Service", "small")
+    first = objects.api.patch(path, {"metadata": {"finalizers": ["example.com/slow"]}})
+    objects.api.delete(path)
+    eventually(lambda: "is being deleted" in objects.condition("small", "Reconciling")["message"], "word of it")
+    assert not objects.is_settled("small")
+    objects.api.patch(path, {"metadata": {"finalizers": None}})
+    objects.wait_settled("small")
+    assert objects.api.get(path)["metadata"]["uid"] != first["metadata"]["uid"]
 
 
 @pytest.mark.parametrize("kind", ["Service", "Deployment", "ConfigMap"])
