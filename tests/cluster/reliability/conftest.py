@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,5 +107,20 @@ def assert_quiet(own_plane: Plane) -> Callable[..., None]:
         time.sleep(seconds)
         written = operator.writes(own_plane, mark)
         assert not written, [(entry.verb, entry.resource, entry.subresource, entry.name, entry.code) for entry in written]
+
+    return check
+
+
+@pytest.fixture
+def assert_within(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
+    """Tell how long something took, in seconds, and hold it against its bound; in the cluster suite only with LMD_LONG=1.
+
+    That one runs on machines that do other things beside, where anything may take longer.
+    """
+    is_bound = request.node.get_closest_marker("cluster") is None or os.environ.get("LMD_LONG") == "1"
+
+    def check(what: str, taken: float, bound: float) -> None:
+        print(f"{what} after {taken:.1f} s")
+        assert taken <= bound or not is_bound, what
 
     return check

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from random import Random
 from typing import Any, cast
 
@@ -315,65 +316,45 @@ def test_only_the_version_of_an_own_write_is_an_echo() -> None:
 
 
 class ApplyApi:
-    """Answers an apply with a document of its choice, after the watch has told of another."""
+    """Answers each apply with the next of the documents, after the watch has told of something else."""
 
-    def __init__(self, cache: Cache, answer: dict[str, Any], meanwhile: dict[str, Any] | None) -> None:
-        self.applied = 0
-        self._cache = cache
-        self._answer = answer
+    def __init__(self, answers: list[dict[str, Any]], meanwhile: Callable[[], object]) -> None:
+        self._answers = iter(answers)
         self._meanwhile = meanwhile
 
     async def apply_new(self, *_: object) -> dict[str, Any]:
-        self.applied += 1
-        if self._meanwhile is not None:
-            self._cache.put(self._meanwhile)
-        return self._answer
+        self._meanwhile()
+        return next(self._answers)
 
     apply_content = apply_new
+
+
+CHILD = Child.of(_service("a", 0, ports=[80]))
+
+
+def _live(version: int, port: int = 80) -> dict[str, Any]:
+    """The child as the API server has it."""
+    document = json.loads(CHILD.content) | {"spec": {"ports": [port]}}
+    owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
+    return document | {"metadata": document["metadata"] | {"resourceVersion": str(version), "ownerReferences": [owner]}}
 
 
 @pytest.mark.parametrize("is_overtaken", [False, True])
 def test_a_change_that_overtakes_the_answer_to_a_write_is_drift(is_overtaken: bool) -> None:
     cache, _ = _cache()
-    child = Child.of(_service("a", 0, ports=[80]))
-
-    def live(version: int, **spec: Any) -> dict[str, Any]:
-        document = json.loads(child.content) | {"spec": spec}
-        owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
-        return document | {"metadata": document["metadata"] | {"resourceVersion": str(version), "ownerReferences": [owner]}}
-
-    api = ApplyApi(cache, live(5, ports=[80]), live(6, ports=[81]) if is_overtaken else None)
+    api = ApplyApi([_live(5), _live(5)], lambda: cache.put(_live(6, port=81)) if is_overtaken else None)
     door = Door(api, {SERVICE: cache})  # type: ignore[arg-type]
-    assert asyncio.run(door.apply(child, "p")) == "created"
-    assert asyncio.run(door.apply(child, "p")) == ("changed" if is_overtaken else "unchanged")
-
-
-class DeletingApi:
-    """Makes an object that is deleted, and known to be, before the answer is read."""
-
-    def __init__(self, cache: Cache, answer: dict[str, Any]) -> None:
-        self._cache = cache
-        self._answer = answer
-
-    async def apply_new(self, *_: object) -> dict[str, Any]:
-        if not self._cache._heard:
-            self._cache.hear("n", int(self._answer["metadata"]["resourceVersion"]) + 1)
-        else:
-            self._answer["metadata"]["resourceVersion"] = "9"
-        return self._answer
+    assert asyncio.run(door.apply(CHILD, "p")) == "created"
+    assert asyncio.run(door.apply(CHILD, "p")) == ("changed" if is_overtaken else "unchanged")
 
 
 def test_a_child_that_is_deleted_before_the_answer_is_read_is_made_again() -> None:
     cache, heard = _cache()
-    child = Child.of(_service("a", 0, ports=[80]))
-    document = json.loads(child.content)
-    owner = {"kind": "LargeModelDeployment", "name": "small", "uid": "p", "controller": True}
-    answer = document | {"metadata": document["metadata"] | {"resourceVersion": "5", "ownerReferences": [owner]}}
-    door = Door(DeletingApi(cache, answer), {SERVICE: cache})  # type: ignore[arg-type]
-    assert asyncio.run(door.apply(child, "p")) == "created"
+    door = Door(ApplyApi([_live(5), _live(9)], lambda: cache.hear("n", 6)), {SERVICE: cache})  # type: ignore[arg-type]
+    assert asyncio.run(door.apply(CHILD, "p")) == "created"
     assert heard == [("a", True)], "a reconcile is asked for"
-    assert asyncio.run(door.apply(child, "p")) == "created"
-    assert asyncio.run(door.apply(child, "p")) == "unchanged"
+    assert asyncio.run(door.apply(CHILD, "p")) == "created"
+    assert asyncio.run(door.apply(CHILD, "p")) == "unchanged"
 
 
 class TakenApi:

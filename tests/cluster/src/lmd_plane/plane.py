@@ -137,9 +137,7 @@ class Plane(Cluster):
 
     def kill(self, component: str) -> None:
         """End a component at once, as a crash would."""
-        identity = self.identity(component)
-        process = identity.process() if identity else None
-        if process:
+        if process := self._process(component):
             processes.end([process])
 
     def restart(self, component: str) -> None:
@@ -149,11 +147,11 @@ class Plane(Cluster):
 
     def pause(self, component: str) -> None:
         """Stop a component where it stands: its connections stay open and silent."""
-        processes.pause(self._process(component))
+        processes.pause(self._require_process(component))
 
     def resume(self, component: str) -> None:
         """Let a paused component go on."""
-        self._process(component).resume()
+        self._require_process(component).resume()
 
     @contextmanager
     def paused(self, component: str) -> Iterator[None]:
@@ -175,10 +173,7 @@ class Plane(Cluster):
 
     def identity(self, component: str) -> Identity | None:
         """Return the process of a component, None while it does not run. Raises `PlaneError` for an unknown one."""
-        if component not in ARGUMENTS:
-            raise PlaneError(f"there is no component {component}: choose from {', '.join(ARGUMENTS)}")
-        identity = self._running.get(component)
-        return identity if identity and identity.process() else None
+        return self._running[component] if self._process(component) else None
 
     def wait_for(self, component: str) -> None:
         """Wait until a component answers; the ones without a port are taken to answer once they run."""
@@ -200,9 +195,14 @@ class Plane(Cluster):
             words = self.site.log(component).read_text(errors="replace").splitlines()[-8:]
             raise PlaneError("\n".join([f"{component} ended:", *words]))
 
-    def _process(self, component: str) -> psutil.Process:
-        identity = self.identity(component)
-        process = identity.process() if identity else None
+    def _process(self, component: str) -> psutil.Process | None:
+        if component not in ARGUMENTS:
+            raise PlaneError(f"there is no component {component}: choose from {', '.join(ARGUMENTS)}")
+        identity = self._running.get(component)
+        return identity.process() if identity else None
+
+    def _require_process(self, component: str) -> psutil.Process:
+        process = self._process(component)
         if process is None:
             raise PlaneError(f"{component} does not run: start it first")
         return process
