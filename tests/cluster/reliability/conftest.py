@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from lmd_plane.client import Api
+from lmd_plane.audit import Entry
+from lmd_plane.client import Api, eventually
 from lmd_plane.faults import FaultProxy
 from lmd_plane.objects import Objects
 from lmd_plane.operators import Operator, enrol
 from lmd_plane.plane import Plane
+
+from lmd_operator.reconcile import FLIP_STATUS_SECONDS, PROGRESS_STATUS_SECONDS
 
 SAMPLE = Path(__file__).parents[3] / "crds" / "examples" / "smollm2.yaml"
 SETTLE_SECONDS = 2.5
@@ -99,16 +103,52 @@ def objects(api: Api, namespace: str, crd: dict[str, Any]) -> Objects:
 
 @pytest.fixture
 def assert_quiet(own_plane: Plane) -> Callable[..., None]:
-    """Fail when an operator writes anything for a while."""
+    """Fail when an operator writes anything for a while, after it has written what it still had to."""
 
     def check(operator: Operator, *, seconds: float = 6.0) -> None:
-        time.sleep(SETTLE_SECONDS)
-        mark = own_plane.audit.mark()
-        time.sleep(seconds)
-        written = operator.writes(own_plane, mark)
+        eventually(lambda: not _writes_for(operator, SETTLE_SECONDS), "end of the last writes")
+        written = _writes_for(operator, seconds)
         assert not written, [(entry.verb, entry.resource, entry.subresource, entry.name, entry.code) for entry in written]
 
+    def _writes_for(operator: Operator, seconds: float) -> list[Entry]:
+        mark = own_plane.audit.mark()
+        time.sleep(seconds)
+        return operator.writes(own_plane, mark)
+
     return check
+
+
+@pytest.fixture
+def assert_paced(own_plane: Plane) -> Callable[[Operator, int], None]:
+    """Fail when an operator that was not restarted since a mark wrote statuses more often than it may, or to and fro.
+
+    What flips a condition may be written a second after the write before, all else only ten seconds after it; how many
+    writes that makes depends on the machine. An object whose spec is not changed has each state of its conditions once.
+    """
+
+    def check(operator: Operator, mark: int) -> None:
+        statuses: dict[str, list[Entry]] = {}
+        for entry in operator.writes(own_plane, mark):
+            if (entry.resource, entry.subresource, entry.code) == ("largemodeldeployments", "status", 200):
+                statuses.setdefault(entry.name, []).append(entry)
+        for name, written in statuses.items():
+            states = [_state_of(entry) for entry in written]
+            print(f"statuses of {name}: {[(f'{entry.at:%X}', *state) for entry, state in zip(written, states, strict=True)]}")
+            for (before, earlier), (after, later) in pairwise(zip(written, states, strict=True)):
+                least = PROGRESS_STATUS_SECONDS if earlier == later else FLIP_STATUS_SECONDS
+                apart = (after.at - before.at).total_seconds()
+                assert apart > 0.9 * least, f"{name}: {apart:.1f} s from {earlier} to {later}"
+            flips = [state for state, _ in groupby(states)]
+            assert len(flips) == len(set(flips)), f"{name}: to and fro, {flips}"
+
+    return check
+
+
+def _state_of(entry: Entry) -> tuple[str, ...]:
+    """Return what the written status answers: its generation, and what each condition says."""
+    status = entry.body["status"]
+    conditions = sorted(f"{each['type']}={each['status']}" for each in status.get("conditions", []))
+    return (str(status.get("observedGeneration")), *conditions)
 
 
 @pytest.fixture

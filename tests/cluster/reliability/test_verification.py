@@ -23,6 +23,7 @@ from lmd_operator.runtime.reports import LARGEST_ANSWER_BYTES
 pytestmark = pytest.mark.reliability
 NOBODY = "127.77.0.3"
 AssertQuiet = Callable[..., None]
+AssertPaced = Callable[[Operator, int], None]
 Document = dict[str, Any]
 
 
@@ -106,7 +107,7 @@ def _plan(objects: Objects) -> Document:
 
 
 def test_ranks_as_planned_are_verified_and_a_restart_writes_nothing(
-    own_plane: Plane, operator: Operator, objects: Objects, replicas: Replicas, assert_quiet: AssertQuiet
+    own_plane: Plane, operator: Operator, objects: Objects, replicas: Replicas, assert_quiet: AssertQuiet, assert_paced: AssertPaced
 ) -> None:
     replicas.report(_plan(objects))
     mark = own_plane.audit.mark()
@@ -115,8 +116,7 @@ def test_ranks_as_planned_are_verified_and_a_restart_writes_nothing(
     message = _becomes(objects, "True", "AsPlanned")
     assert message == "All 3 ranks run what is planned: DeepSpeed at degree 3, 45.0 MB of parameters each of 134.5 MB."
     assert_quiet(operator, seconds=3)
-    status = [entry for entry in operator.writes(own_plane, mark) if entry.subresource == "status"]
-    assert len(status) <= 3, "taken up, ready, and verified, as fake pods load and are ready at once"
+    assert_paced(operator, mark)
     assert [request["path"] for request in replicas.asked] == ["/report"] * 2, "each replica once"
     assert all("authorization" not in request for request in replicas.asked)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lmd_plane.client import Api, eventually
 
@@ -15,7 +17,10 @@ _READER = "lmd-plane-audit"
 
 @dataclass(frozen=True)
 class Entry:
-    """One request. A watch is told when it begins, everything else when it is answered."""
+    """One request. A watch is told when it begins, everything else when it is answered.
+
+    `at` is when the server received it; the body is kept of a written status only.
+    """
 
     verb: str
     group: str
@@ -27,7 +32,8 @@ class Entry:
     user_agent: str
     code: int
     path: str
-    at: str
+    at: datetime
+    body: dict[str, Any] = field(default_factory=dict)
 
 
 class AuditLog:
@@ -90,7 +96,8 @@ def _entry(event: dict[str, object]) -> Entry:
         user_agent=str(event.get("userAgent", "")),
         code=int(str(status.get("code", 0))),
         path=str(event.get("requestURI", "")),
-        at=str(event.get("stageTimestamp", "")),
+        at=datetime.fromisoformat(str(event["requestReceivedTimestamp"])),
+        body=_mapping(event, "requestObject"),
     )
 
 
